@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#ifndef SPACEWEAVE_IMAGE_H
+#define SPACEWEAVE_IMAGE_H
+
+/*
+ * An image: the raw bytes a volume lives in, behind a small table. A file and
+ * a block device implement it here; the crash simulator in tests/ does too.
+ *
+ * All offsets and lengths are in bytes. Calls return 0 or a negative errno and
+ * are all or nothing from the caller's view: a short read or write is an error
+ * (-EIO; -ENOSPC and -EDQUOT from a full host are passed on; reading past the
+ * end of the image is -ENXIO). Any thread may call any of them at any time.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+struct image;
+
+struct image_ops {
+	int (*pread)(struct image *im, void *buf, size_t len, uint64_t off);
+	int (*pwrite)(struct image *im, const void *buf, size_t len, uint64_t off);
+	int (*pwritev)(struct image *im, const struct iovec *iov, int n,
+		       uint64_t off);
+	/* Returns when everything written before the call is durable. */
+	int (*flush)(struct image *im);
+	/* Give the host its blocks back; they read as zeroes or as before. */
+	int (*discard)(struct image *im, uint64_t off, uint64_t len);
+	/* Make the host set blocks aside, so that writing cannot fail (-ENOSPC);
+	   contents are untouched. -EOPNOTSUPP where it can't. */
+	int (*ensure)(struct image *im, uint64_t off, uint64_t len);
+	int (*resize)(struct image *im, uint64_t bytes);
+	void (*close)(struct image *im);
+};
+
+struct image {
+	const struct image_ops *ops;
+	uint64_t bytes;		/* size */
+	bool readonly;		/* opened without the right to write */
+	bool blockdev;
+	char *name;		/* for messages */
+};
+
+static inline int image_pread(struct image *im, void *buf, size_t len, uint64_t off)
+{
+	return im->ops->pread(im, buf, len, off);
+}
+
+static inline int image_pwrite(struct image *im, const void *buf, size_t len,
+			       uint64_t off)
+{
+	return im->ops->pwrite(im, buf, len, off);
+}
+
+static inline int image_pwritev(struct image *im, const struct iovec *iov, int n,
+				uint64_t off)
+{
+	return im->ops->pwritev(im, iov, n, off);
+}
+
+static inline int image_flush(struct image *im) { return im->ops->flush(im); }
+
+static inline int image_discard(struct image *im, uint64_t off, uint64_t len)
+{
+	return im->ops->discard(im, off, len);
+}
+
+static inline int image_ensure(struct image *im, uint64_t off, uint64_t len)
+{
+	return im->ops->ensure(im, off, len);
+}
+
+static inline void image_close(struct image *im)
+{
+	if (im)
+		im->ops->close(im);
+}
+
+enum image_mode {
+	IMAGE_READ,		/* O_RDONLY, shared lock */
+	IMAGE_WRITE,		/* O_RDWR, exclusive lock */
+	IMAGE_PEEK,		/* O_RDONLY, no lock: looking at a live image */
+};
+
+/*
+ * Open a file or a block device and take its lock (an OFD lock on the whole
+ * file; on a block device O_EXCL as well). -EBUSY when the lock is held by
+ * somebody else, -EINVAL when it is neither a regular file nor a block device.
+ */
+int image_open(const char *path, enum image_mode mode, struct image **out);
+
+/* Create or open for mkfs: as IMAGE_WRITE; a file that is not there is made. */
+int image_create(const char *path, struct image **out);
+
+/* The descriptor of a file image, or -1. */
+int image_fd(const struct image *im);
+
+#endif
