@@ -13,9 +13,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef struct { uint16_t raw; } le16;
-typedef struct { uint32_t raw; } le32;
-typedef struct { uint64_t raw; } le64;
+/* Wrapped, so that a forgotten conversion does not compile; of alignment 1, for
+ * items stand where they fit. */
+typedef struct { uint16_t raw; } __attribute__((packed)) le16;
+typedef struct { uint32_t raw; } __attribute__((packed)) le32;
+typedef struct { uint64_t raw; } __attribute__((packed)) le64;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define LE_SWAP16(x) (x)
@@ -166,7 +168,7 @@ struct disk_item {
 	uint8_t bytes[];	/* key, then value */
 };
 
-#define KEY_MAX 264u		/* longest key: a dirent's */
+#define KEY_MAX 268u		/* longest key: an xattr piece's, 8 + 1 + 255 + 1 + 2 */
 /* Longest value, so that four items always fit a node of the smallest block. */
 #define VALUE_MAX 704u
 
@@ -187,6 +189,8 @@ enum file_key {
 
 #define ROOT_INO 1ull
 #define FIRST_INO 16ull		/* numbers below are reserved but the root's */
+
+#define FIRST_INDEX 3ull	/* of a directory's entries; "." and ".." are 1, 2 */
 
 #define INODE_IMMUTABLE 0x0001u
 #define INODE_APPEND 0x0002u
@@ -258,8 +262,7 @@ struct disk_map {
 
 /* Key: type (1), then by type: */
 enum refs_key {
-	KEY_REF = 1,		/* first block (8) ; disk_ref. Never neighbours
-				   of one count that could be one item */
+	KEY_REF = 1,		/* first block (8) ; disk_ref */
 	KEY_ORPHAN = 2,		/* inode number (8) ; - */
 	KEY_INTENT = 3,		/* inode number (8) ; disk_intent */
 };
@@ -304,8 +307,11 @@ struct disk_group {
 	le64 prev;		/* checksum of the group before */
 	le64 durable_seq;	/* groups to this one were durable already */
 	le64 checkpoint_gen;	/* the newest durable checkpoint */
+	le64 of_gen;		/* not 0: blocks of that checkpoint itself; counts
+				   only when replay starts from it */
 	le32 items;
-	le32 flags;
+	le32 reserved;
+	le64 reserved1;
 	le64 csum;		/* XXH3-64 of the group with this field zero */
 };
 
@@ -341,7 +347,7 @@ FORMAT_SIZE(disk_map, 24);
 FORMAT_SIZE(disk_ref, 16);
 FORMAT_SIZE(disk_intent, 16);
 FORMAT_SIZE(disk_space, 32);
-FORMAT_SIZE(disk_group, 64);
+FORMAT_SIZE(disk_group, 80);
 FORMAT_SIZE(disk_jitem, 8);
 _Static_assert(offsetof(struct disk_super, gen) == 160, "disk_super.gen");
 _Static_assert(offsetof(struct disk_super, root) == 248, "disk_super.root");

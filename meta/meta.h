@@ -22,9 +22,9 @@
  *
  * Lock ordering:
  *   inode.lock (several: by number)
- *     checkpoint lock
- *       table of inodes
- *         pool of node blocks
+ *     lock of the table of references
+ *       checkpoint lock
+ *         table of inodes
  *           commit lock
  *             journal lock
  *               alloc's locks
@@ -99,6 +99,10 @@ int volume_checkpoint(struct volume *v);
 /* What the timer does each commit interval. Called by it, and by tests. */
 int volume_tick(struct volume *v);
 
+/* Give free runs of at least min_blks that begin in [from, to) to the host. */
+int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
+		uint64_t *done_blks);
+
 struct volume_stat {
 	uint64_t blocks, free_blks, avail_blks;	/* avail: without the reserve */
 	uint64_t inodes;
@@ -151,7 +155,9 @@ struct inode {
 	uint64_t last_seq;	/* transaction that changed it last */
 	uint64_t goal;		/* block where its next data would best stand */
 	bool dead;		/* the item is gone: nothing may use it any more */
+	bool unfinished;	/* map_cut() left an intent */
 	/* Private to inode.c. */
+	bool loading;
 	unsigned refs;
 	struct inode *next, *lru_next, *lru_prev;
 };
@@ -215,7 +221,7 @@ int inode_evict(struct volume *v, uint64_t ino);
 
 struct dirent_info {
 	uint64_t ino;
-	uint64_t index;		/* place in the order of creation, from 1 on */
+	uint64_t index;		/* place in the order of creation, from FIRST_INDEX on */
 	uint8_t type;		/* DT_ */
 };
 
@@ -264,10 +270,13 @@ int map_read(struct volume *v, struct inode *ip, uint64_t blk, uint64_t n,
 
 /*
  * Write `n` blocks from buf to new places and map them at `blk`, in place of
- * what was there. n at most MAP_WRITE_MAX. The data is in the image (not yet
+ * what was there. n at most map_write_max(). The data is in the image (not yet
  * durable) before this returns.
  */
 #define MAP_WRITE_MAX 1024u
+/* What one transaction can take of it: less than MAP_WRITE_MAX where the
+ * journal is small. */
+unsigned map_write_max(const struct volume *v);
 int map_write(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 	      const void *buf);
 
