@@ -31,10 +31,9 @@ enum lock_rank {
 	/* alloc */
 	RANK_ALLOC_STATE = 65,	/* one save or resize at a time */
 	RANK_ALLOC_LOAD = 68,	/* chunks being described and loaded */
-	RANK_SHARD = 70,	/* a shard's current chunk */
-	RANK_CHUNK = 75,	/* one chunk */
-	RANK_BTREE_ROOT = 80,	/* root pointer of a tree */
-	RANK_BTREE_NODE = 85,	/* node latches, top down, left to right */
+	RANK_SHARD = 70,	/* a shard; all, ascending, stop the world */
+	RANK_CHUNKS = 72,	/* the table of chunks */
+	RANK_CHUNK = 75,	/* a chunk; several ascending */
 	RANK_LEAF = 100,	/* takes nothing below it */
 };
 

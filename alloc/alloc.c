@@ -1,0 +1,1084 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Where units are taken from.
+ *
+ * A request first takes its units off the free count, and fails there or not
+ * at all, unless it must be one extent. Then it looks, in this order:
+ *
+ *  1. With a goal: in the goal's chunk, the first run from the goal on that
+ *     is long enough, else the first before it. Taking from the front of a
+ *     long run opens a window there, so that the next one follows cheaply.
+ *  2. Small: the shortest of this shard's short runs that is long enough.
+ *  3. This shard's window for small, or for large requests.
+ *  4. The tree of sizes: the shortest long run that is long enough, lowest
+ *     address first (first fit: the tree of starts). For a small request, or
+ *     when it is a very long one, it becomes the new window.
+ *  5. This shard's windows, closed: their rest may join its neighbours.
+ *  6. What the source has not described yet.
+ *  7. The short runs that other shards know of (a steal).
+ *  8. If several extents will do: the longest run there is, and again.
+ *  9. With the world stopped: all windows closed, all shards' runs.
+ *
+ * After step 9, and with nothing left to describe, what is not found is not
+ * there.
+ */
+#include "alloc/alloc_priv.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* A window for large requests is worth it from so many of them. */
+#define WINDOW_REQUESTS 4
+/* A run shorter than this is not worth a window at a goal. */
+#define GOAL_WINDOW_MIN 1024
+/* Chunks to look at before a request is cut into pieces for want of a run. */
+#define EAGER_LOADS 4
+
+/* -- Promises -- */
+
+static void credit_set(struct shard *sh, uint64_t credit)
+{
+	__atomic_store_n(&sh->credit, credit, __ATOMIC_RELAXED);
+}
+
+/* Take up to `want` units from the pool, not less than `least`, or nothing. */
+static uint64_t pool_take(struct alloc *a, uint64_t least, uint64_t want)
+{
+	uint64_t had = __atomic_load_n(&a->pool, __ATOMIC_RELAXED), got;
+
+	do {
+		if (had < least)
+			return 0;
+		got = min_u64(had, want);
+	} while (!__atomic_compare_exchange_n(&a->pool, &had, had - got, true,
+					      __ATOMIC_RELAXED,
+					      __ATOMIC_RELAXED));
+	return got;
+}
+
+static bool promise_from_shard(struct op *op, uint64_t units)
+{
+	struct shard *sh = op->sh;
+	uint64_t got;
+
+	if (__builtin_expect(sh->credit < units, 0)) {
+		uint64_t least = units - sh->credit;
+
+		got = pool_take(op->a, least, least + op->a->batch);
+		if (!got)
+			return false;
+		credit_set(sh, sh->credit + got);
+	}
+	credit_set(sh, sh->credit - units);
+	return true;
+}
+
+static void promise_return(struct op *op, uint64_t units)
+{
+	struct shard *sh = op->sh;
+	uint64_t credit = sh->credit + units, batch = op->a->batch;
+
+	if (credit > 4 * batch) {
+		__atomic_add_fetch(&op->a->pool, credit - batch,
+				   __ATOMIC_RELAXED);
+		credit = batch;
+	}
+	credit_set(sh, credit);
+}
+
+/* With all shards' credit back in the pool, the pool alone decides. */
+static int promise_from_all(struct op *op, uint64_t units)
+{
+	struct alloc *a = op->a;
+
+	for (unsigned i = 0; i < a->cfg.shards; i++) {
+		__atomic_add_fetch(&a->pool, a->shards[i].credit,
+				   __ATOMIC_RELAXED);
+		credit_set(&a->shards[i], 0);
+	}
+	return pool_take(a, units, units) ? 0 : -ENOSPC;
+}
+
+/* Enter and hold a promise of `units`. */
+static int enter_with_promise(struct alloc *a, struct op *op, uint64_t units)
+{
+	int err = op_enter(a, op);
+
+	if (err || promise_from_shard(op, units))
+		return err;
+	op_leave(op);
+	err = op_enter_world(a, op);
+	if (err)
+		return err;
+	err = promise_from_all(op, units);
+	if (err)
+		op->sh->n.failures++;
+	op_leave(op);
+	if (err)
+		return err;
+	err = op_enter(a, op);
+	if (err)
+		__atomic_add_fetch(&a->pool, units, __ATOMIC_RELAXED);
+	return err;
+}
+
+int alloc_reserve(struct alloc *a, uint64_t units)
+{
+	struct op op;
+	int err = enter_with_promise(a, &op, units);
+
+	if (err)
+		return err;
+	op.sh->n.reserved += (int64_t)units;
+	op_leave(&op);
+	return 0;
+}
+
+void alloc_unreserve(struct alloc *a, uint64_t units)
+{
+	struct op op;
+
+	if (op_enter(a, &op)) {
+		/* No memory: the pool takes it without being entered. */
+		__atomic_add_fetch(&a->pool, units, __ATOMIC_RELAXED);
+		return;
+	}
+	op.sh->n.reserved -= (int64_t)units;
+	promise_return(&op, units);
+	op_leave(&op);
+}
+
+uint64_t alloc_free_units(const struct alloc *a)
+{
+	uint64_t free = __atomic_load_n(&a->pool, __ATOMIC_RELAXED);
+
+	for (unsigned i = 0; i < a->cfg.shards; i++)
+		free += __atomic_load_n(&a->shards[i].credit, __ATOMIC_RELAXED);
+	return free;
+}
+
+double alloc_utilization(const struct alloc *a)
+{
+	return 1.0 - (double)alloc_free_units(a) / (double)a->units;
+}
+
+/* -- Looking, step by step; -ENOSPC: not here -- */
+
+/* Units [s, s + len) in the long run that holds them, by a window if long. */
+static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
+{
+	struct alloc *a = op->a;
+	struct pair run;
+	struct hood h;
+	unsigned slot;
+	int err;
+
+	if (space_long_run(a, s, &run)) {
+		uint64_t end = min_u64(run.k + run.v,
+				       (chunk_of(s) + 1) * ALLOC_CHUNK);
+
+		if (end - s >= GOAL_WINDOW_MIN && end - s >= 4 * (uint64_t)len) {
+			slot = WINDOW_GOAL + op->sh->goal_turn++ %
+						     (WINDOWS - WINDOW_GOAL);
+			err = window_open(op, slot, run, s);
+			if (!err)
+				return window_take(op, slot, len, true, out);
+			if (err != -EBUSY)
+				return err;
+		}
+	}
+	err = hood_lock(op, s, s + len, &h);
+	if (err)
+		return err;
+	err = -EAGAIN;
+	if (!space_ready(op, s, s + len) && space_all_free(op, s, s + len)) {
+		const struct chunk *c = chunks_peek(&a->chunks, chunk_of(s));
+
+		if (chunk_free_after(c, off_of(s), len) == len)
+			err = space_take(op, s, s + len);
+		*out = (struct extent){ s, len };
+	}
+	hood_unlock(op, &h);
+	return err;
+}
+
+/* Step 1. -ENODATA: load op->need first. */
+static int from_goal(struct op *op, uint64_t goal, uint64_t len,
+		     struct extent *out)
+{
+	uint64_t chunk = chunk_of(goal), base = chunk * ALLOC_CHUNK;
+	struct chunk *c = chunks_get(&op->a->chunks, chunk);
+	uint32_t at, n = (uint32_t)len;
+	bool clash;
+	int err = -ENOSPC;
+
+	if (!c)
+		return -ENOMEM;
+	if (len > ALLOC_CHUNK)
+		return -ENOSPC;
+	if (!op->world)
+		lock_lock(&c->lock);
+	if (c->state != CHUNK_READY) {
+		op->need = chunk;
+		err = -ENODATA;
+		goto out;
+	}
+	if (!chunk_find(c, off_of(goal), n, &at))
+		goto out;
+	clash = c->win_lo < c->win_hi && at < c->win_hi && at + n > c->win_lo;
+	if (clash && at == c->win_lo && at + n <= c->win_hi) {
+		err = window_bump(c, n);
+		*out = (struct extent){ base + at, len };
+		goto out;
+	}
+	if (!op->world)
+		lock_unlock(&c->lock);
+	if (clash) {
+		err = window_close_chunk(op, chunk);
+		return err ? err : -EAGAIN;
+	}
+	return take_at(op, base + at, n, out);
+out:
+	if (!op->world)
+		lock_unlock(&c->lock);
+	return err;
+}
+
+/* Search the oldest lost chunk again. False when there is none. */
+static bool find_lost(struct op *op)
+{
+	struct shard *sh = op->sh;
+	uint64_t chunk;
+	struct chunk *c;
+	struct hood h;
+
+	if (!sh->lost_count)
+		return false;
+	chunk = sh->lost[--sh->lost_count];
+	c = chunks_peek(&op->a->chunks, chunk);
+	if (hood_lock(op, chunk * ALLOC_CHUNK, chunk * ALLOC_CHUNK + c->units,
+		      &h)) {
+		sh->lost_count++;
+		return false;
+	}
+	c->lost = false;
+	space_index_chunk(op, chunk, false);
+	hood_unlock(op, &h);
+	return !c->lost;
+}
+
+/* Step 2, and 7 on another shard. */
+static int from_bins(struct op *op, uint32_t len, struct extent *out)
+{
+	struct shard *sh = op->sh;
+
+	do {
+		uint64_t fit;
+
+		while ((fit = sh->filled & (~0ull << (len - 1)))) {
+			uint32_t run = (uint32_t)__builtin_ctzll(fit) + 1;
+			struct bin *b = &sh->bins[run - 1];
+			uint64_t start = b->starts[--b->count];
+			int err;
+
+			if (!b->count)
+				sh->filled &= ~(1ull << (run - 1));
+			err = hint_take(op, start, run, len);
+			if (err == -ENOENT)
+				continue;
+			if (err)
+				hint_push(op, start, run);
+			else
+				*out = (struct extent){ start, len };
+			return err;
+		}
+	} while (find_lost(op));
+	return -ENOSPC;
+}
+
+/* The long run that the policy prefers for `len`, as (start, length). */
+static bool choose_run(struct alloc *a, uint64_t len, struct pair *run)
+{
+	struct pair p = { len, 0 };
+
+	if (a->cfg.policy != ALLOC_FIRST_FIT) {
+		if (!btree_ceil(&a->by_size, p, &p))
+			return false;
+		*run = (struct pair){ p.v, p.k };
+		return true;
+	}
+	if (!btree_ceil(&a->by_size, p, &p))
+		return false;		/* do not walk for nothing */
+	p = (struct pair){ 0, 0 };
+	while (btree_ceil(&a->by_start, p, &p)) {
+		if (p.v >= len) {
+			*run = p;
+			return true;
+		}
+		p = (struct pair){ p.k + 1, 0 };
+	}
+	return false;
+}
+
+/* Take the first `len` units of `run`. */
+static int take_front(struct op *op, struct pair run, uint64_t len)
+{
+	uint64_t e = run.k + len;
+	struct hood h;
+	int err = hood_lock(op, run.k, e, &h);
+
+	if (err)
+		return err;
+	err = space_cut(op, run, run.k, e);
+	if (!err) {
+		err = space_mark_used(op, run.k, e);
+		if (err)
+			space_publish(op, run.k, e);
+	}
+	hood_unlock(op, &h);
+	return err;
+}
+
+/* Steps 3 and 4. */
+static int from_runs(struct op *op, uint64_t len, struct extent *out)
+{
+	struct alloc *a = op->a;
+	bool small = len <= a->border, window;
+	unsigned slot = small ? WINDOW_SMALL : WINDOW_LARGE;
+	struct pair run;
+	uint64_t room;
+	bool have;
+	int err;
+
+	if (small && !window_take(op, slot, (uint32_t)len, true, out))
+		return 0;
+	have = choose_run(a, small ? a->border + 1 : len, &run);
+	if (!small && len < ALLOC_CHUNK) {
+		uint32_t left = window_left(op, slot);
+
+		if (left >= len && (!have || run.v >= left))
+			return window_take(op, slot, (uint32_t)len, true, out);
+	}
+	if (!have)
+		return -ENOSPC;
+	room = min_u64(run.v, (chunk_of(run.k) + 1) * ALLOC_CHUNK - run.k);
+	window = small || (run.v >= 2 * ALLOC_CHUNK &&
+			   room >= WINDOW_REQUESTS * len);
+	if (window && room >= len) {
+		err = window_open(op, slot, run, run.k);
+		if (!err)
+			return window_take(op, slot, (uint32_t)len, true, out);
+		if (err != -EBUSY)
+			return err;
+	}
+	if (chunk_of(run.k + len - 1) - chunk_of(run.k) > 1 && !op->world)
+		return -EXDEV;		/* longer than a hood: with the world */
+	err = take_front(op, run, len);
+	if (!err)
+		*out = (struct extent){ run.k, len };
+	return err;
+}
+
+/* Step 5. Returns 0 when there was something to close. */
+static int close_windows(struct op *op)
+{
+	int err = -ENOSPC;
+
+	for (unsigned slot = 0; slot < WINDOWS; slot++) {
+		if (!op->sh->windows[slot])
+			continue;
+		err = window_close(op, slot);
+		if (err)
+			return err;
+	}
+	return err;
+}
+
+/* Step 8: the longest run, which is shorter than `len`. */
+static int from_longest(struct op *op, uint64_t len, struct extent *out)
+{
+	struct pair p = { UINT64_MAX, UINT64_MAX };
+	struct shard *sh = op->sh;
+	int err;
+
+	if (btree_floor(&op->a->by_size, p, &p)) {
+		uint64_t n = min_u64(p.k, len);
+
+		if (chunk_of(p.v + n - 1) - chunk_of(p.v) > 1 && !op->world)
+			return -EXDEV;
+		err = take_front(op, (struct pair){ p.v, p.k }, n);
+		if (!err)
+			*out = (struct extent){ p.v, n };
+		return err;
+	}
+	do {
+		while (sh->filled) {
+			uint32_t run = 64 - (uint32_t)__builtin_clzll(sh->filled);
+
+			run = (uint32_t)min_u64(run, len);
+			err = from_bins(op, run, out);
+			if (err != -ENOSPC)
+				return err;
+		}
+	} while (find_lost(op));
+	return -ENOSPC;
+}
+
+/* Steps 1 to 5. */
+static int look_here(struct op *op, uint64_t goal, uint64_t len,
+		     struct extent *out)
+{
+	bool small = len <= op->a->border;
+	int err = -ENOSPC;
+
+	if (goal < op->a->units)
+		err = from_goal(op, goal, len, out);
+	if (err == -ENOSPC && small)
+		err = from_bins(op, (uint32_t)len, out);
+	if (err == -ENOSPC)
+		err = from_runs(op, len, out);
+	if (err == -ENOSPC)
+		err = close_windows(op) ? -ENOSPC : -EAGAIN;
+	return err;
+}
+
+/* Step 7. */
+static int look_elsewhere(struct alloc *a, uint64_t len, struct extent *out)
+{
+	unsigned own = op_shard_of_thread(a);
+
+	if (len > a->border)
+		return -ENOSPC;
+	for (unsigned i = 1; i < a->cfg.shards; i++) {
+		struct op op;
+		int err = op_enter_shard(a, &op, (own + i) % a->cfg.shards);
+
+		if (err)
+			return err;
+		err = from_bins(&op, (uint32_t)len, out);
+		op.sh->n.steals += !err;
+		op_leave(&op);
+		if (err != -ENOSPC)
+			return err;
+	}
+	return -ENOSPC;
+}
+
+static int find_all_lost(struct op *op)
+{
+	struct alloc *a = op->a;
+	int err = 0;
+
+	if (!__atomic_exchange_n(&a->lost_all, false, __ATOMIC_RELAXED))
+		return 0;
+	for (uint64_t i = 0; !err && i < a->chunks.count; i++) {
+		struct chunk *c = chunks_peek(&a->chunks, i);
+
+		if (c && c->state == CHUNK_READY)
+			err = space_index_chunk(op, i, false);
+	}
+	return err;
+}
+
+/* Step 9. */
+static int look_everywhere(struct alloc *a, uint64_t len, bool whole,
+			   struct extent *out)
+{
+	struct op op;
+	struct shard *own;
+	int err = op_enter_world(a, &op);
+
+	if (err)
+		return err;
+	own = op.sh;
+	err = find_all_lost(&op);
+	for (unsigned i = 0; !err && i < a->cfg.shards; i++) {
+		op.sh = &a->shards[i];
+		err = close_windows(&op);
+		if (err == -ENOSPC)
+			err = 0;
+	}
+	if (!err) {
+		op.sh = own;
+		do
+			err = look_here(&op, ALLOC_NO_GOAL, len, out);
+		while (err == -EAGAIN);
+	}
+	for (unsigned i = 0; err == -ENOSPC && i < a->cfg.shards; i++) {
+		op.sh = &a->shards[i];
+		if (len <= a->border)
+			err = from_bins(&op, (uint32_t)len, out);
+		if (err == -ENOSPC && !whole)
+			err = from_longest(&op, len, out);
+	}
+	op_leave(&op);
+	return err;
+}
+
+/*
+ * One extent of `len` units, or of as many as there are in a row if not
+ * `whole`. The units are promised already. Entered by `op`; leaves it.
+ */
+static int look(struct op *op, uint64_t goal, uint64_t len, bool whole,
+		struct extent *out)
+{
+	struct alloc *a = op->a;
+	unsigned loads = 0;
+	int err;
+
+	for (;;) {
+		do {
+			err = look_here(op, goal, len, out);
+			if (err == -EAGAIN)
+				sched_yield();
+		} while (err == -EAGAIN);
+		if (!err) {
+			op->sh->n.allocs++;
+			op->sh->n.alloc_units += out->len;
+		}
+		op_leave(op);
+		if (err == -ENODATA) {
+			err = load_chunk(a, op->need, UINT32_MAX);
+			goto again;
+		}
+		if (err == -EXDEV)
+			goto everywhere;
+		if (err != -ENOSPC)
+			return err;
+		if (!load_complete(a) && (whole || loads++ < EAGER_LOADS)) {
+			err = load_more(a);
+			goto again;
+		}
+		err = look_elsewhere(a, len, out);
+		if (err == -ENOSPC && !whole) {
+			err = op_enter(a, op);
+			if (err)
+				return err;
+			do
+				err = from_longest(op, len, out);
+			while (err == -EAGAIN);
+			op_leave(op);
+		}
+		if (!err)
+			break;
+		if (err != -ENOSPC && err != -EXDEV)
+			return err;
+everywhere:
+		err = look_everywhere(a, len, whole, out);
+		if (err != -ENOSPC)
+			break;
+		err = load_more(a);
+		if (err == -ENOENT)
+			return whole ? -ENOSPC : -EUCLEAN;
+again:
+		if (err && err != -ENOENT)
+			return err;
+		err = op_enter(a, op);
+		if (err)
+			return err;
+	}
+	if (!err && !op_enter(a, op)) {
+		op->sh->n.allocs++;
+		op->sh->n.alloc_units += out->len;
+		op_leave(op);
+	}
+	return err;
+}
+
+/* -- Work at a place -- */
+
+static int check_range(const struct alloc *a, uint64_t start, uint64_t len)
+{
+	if (!len || start >= a->units || len > a->units - start)
+		return -ERANGE;
+	return 0;
+}
+
+/*
+ * Do `once` to [start, start + len), in its hood, all chunks of it ready. Runs
+ * again after -EAGAIN and -ENODATA.
+ */
+static inline __attribute__((always_inline)) int
+in_hood(struct alloc *a, uint64_t start, uint64_t len,
+	int (*once)(struct op *op, uint64_t s, uint64_t e))
+{
+	uint64_t e = start + len;
+
+	for (;;) {
+		struct hood h;
+		struct op op;
+		int err;
+
+		if (check_range(a, start, len))
+			return -ERANGE;
+		err = chunk_of(e - 1) - chunk_of(start) > 1
+			      ? op_enter_world(a, &op)
+			      : op_enter(a, &op);
+		if (err)
+			return err;
+		err = hood_lock(&op, start, e, &h);
+		if (!err) {
+			err = space_ready(&op, start, e);
+			if (!err)
+				err = once(&op, start, e);
+			hood_unlock(&op, &h);
+		}
+		op_leave(&op);
+		if (err == -EAGAIN) {
+			sched_yield();
+		} else if (err == -ENODATA) {
+			err = load_chunk(a, op.need, UINT32_MAX);
+			if (err)
+				return err;
+		} else {
+			return err;
+		}
+	}
+}
+
+/* Back to free, while the caller keeps the promise. */
+static int put_back_once(struct op *op, uint64_t s, uint64_t e)
+{
+	return space_give(op, s, e);
+}
+
+/* -- The door: taking -- */
+
+static int take_one(struct alloc *a, uint64_t goal, uint64_t len,
+		    struct extent *out)
+{
+	struct extent got;
+	struct op op;
+	int err;
+
+	if (!len)
+		return -EINVAL;
+	err = enter_with_promise(a, &op, len);
+	if (err)
+		return err;
+	err = look(&op, goal, len, true, &got);
+	if (!err) {
+		*out = got;
+		return 0;
+	}
+	if (!op_enter(a, &op)) {
+		op.sh->n.failures++;
+		promise_return(&op, len);
+		op_leave(&op);
+	}
+	return err;
+}
+
+int alloc_any(struct alloc *a, uint64_t len, struct extent *out)
+{
+	return take_one(a, ALLOC_NO_GOAL, len, out);
+}
+
+int alloc_near(struct alloc *a, uint64_t goal, uint64_t len, struct extent *out)
+{
+	return take_one(a, goal, len, out);
+}
+
+/*
+ * Extents of one request, `op` entered with the promise held. Sets *got as far
+ * as it came, even when it fails.
+ */
+static int take_vec(struct op *op, uint64_t goal, uint64_t len,
+		    struct extent *out, unsigned max, unsigned *count,
+		    uint64_t *got)
+{
+	struct alloc *a = op->a;
+	bool inside = true;
+
+	*count = 0;
+	*got = 0;
+	while (*got < len && *count < max) {
+		int err = inside ? 0 : op_enter(a, op);
+
+		if (!err)
+			err = look(op, goal, len - *got, false, &out[*count]);
+		if (err)
+			return err;
+		inside = false;
+		*got += out[*count].len;
+		goal = out[*count].start + out[*count].len;
+		++*count;
+	}
+	if (inside)
+		op_leave(op);
+	return 0;
+}
+
+static int vec(struct alloc *a, uint64_t goal, uint64_t len, struct extent *out,
+	       unsigned max, unsigned *count, uint64_t *got, bool reserved)
+{
+	unsigned n;
+	uint64_t units;
+	struct op op;
+	int err;
+
+	if (!len || !max)
+		return -EINVAL;
+	err = reserved ? op_enter(a, &op) : enter_with_promise(a, &op, len);
+	if (err)
+		return err;
+	if (reserved)
+		op.sh->n.reserved -= (int64_t)len;
+	err = take_vec(&op, goal, len, out, max, &n, &units);
+	for (unsigned i = 0; err && i < n; i++)
+		in_hood(a, out[i].start, out[i].len, put_back_once);
+	if (err)
+		units = 0;
+	/* What was not used stays promised, or is free again. */
+	if (units < len && !op_enter(a, &op)) {
+		if (reserved)
+			op.sh->n.reserved += (int64_t)(len - units);
+		else
+			promise_return(&op, len - units);
+		op_leave(&op);
+	}
+	if (err)
+		return err;
+	*count = n;
+	*got = units;
+	return 0;
+}
+
+int alloc_vec(struct alloc *a, uint64_t goal, uint64_t len, struct extent *out,
+	      unsigned max, unsigned *count, uint64_t *got)
+{
+	return vec(a, goal, len, out, max, count, got, false);
+}
+
+int alloc_vec_reserved(struct alloc *a, uint64_t goal, uint64_t len,
+		       struct extent *out, unsigned max, unsigned *count,
+		       uint64_t *got)
+{
+	return vec(a, goal, len, out, max, count, got, true);
+}
+
+/* -- The door: at a place -- */
+
+static int free_once(struct op *op, uint64_t s, uint64_t e)
+{
+	int err = space_all_used(op, s, e) ? space_give(op, s, e) : -EINVAL;
+
+	if (!err) {
+		promise_return(op, e - s);
+		op->sh->n.frees++;
+		op->sh->n.freed_units += e - s;
+	}
+	return err;
+}
+
+int alloc_free(struct alloc *a, uint64_t start, uint64_t len)
+{
+	return in_hood(a, start, len, free_once);
+}
+
+/* Chunks of [s, e), one after the other, as (c, off, n). */
+#define FOR_CHUNKS(op, s, e, c, off, n, once)                                  \
+	do {                                                                   \
+		for (uint64_t at_ = (s); at_ < (e);) {                         \
+			struct chunk *c = chunks_peek(&(op)->a->chunks,        \
+						      chunk_of(at_));          \
+			uint32_t off = off_of(at_);                            \
+			uint32_t n = (uint32_t)min_u64((e) - at_,              \
+						       ALLOC_CHUNK - off);     \
+			once;                                                  \
+			at_ += n;                                              \
+		}                                                              \
+	} while (0)
+
+static int defer_once(struct op *op, uint64_t s, uint64_t e)
+{
+	int err = 0;
+
+	if (!space_all_used(op, s, e))
+		return -EINVAL;
+	FOR_CHUNKS(op, s, e, c, off, n, {
+		(void)off;
+		if (!err)
+			err = chunk_prepare_pending(c);
+	});
+	if (err)
+		return err;
+	FOR_CHUNKS(op, s, e, c, off, n, chunk_mark_pending(c, off, n));
+	op->sh->n.deferred += (int64_t)(e - s);
+	return 0;
+}
+
+static bool all_pending(struct op *op, uint64_t s, uint64_t e)
+{
+	bool all = true;
+
+	FOR_CHUNKS(op, s, e, c, off, n, all &= chunk_all_pending(c, off, n));
+	return all;
+}
+
+static int undefer_once(struct op *op, uint64_t s, uint64_t e)
+{
+	if (!all_pending(op, s, e))
+		return -EINVAL;
+	FOR_CHUNKS(op, s, e, c, off, n, chunk_clear_pending(c, off, n));
+	op->sh->n.deferred -= (int64_t)(e - s);
+	return 0;
+}
+
+static int release_once(struct op *op, uint64_t s, uint64_t e)
+{
+	int err = all_pending(op, s, e) ? space_give(op, s, e) : -EINVAL;
+
+	if (err)
+		return err;
+	undefer_once(op, s, e);
+	promise_return(op, e - s);
+	op->sh->n.frees++;
+	op->sh->n.freed_units += e - s;
+	return 0;
+}
+
+int alloc_defer(struct alloc *a, uint64_t start, uint64_t len)
+{
+	return in_hood(a, start, len, defer_once);
+}
+
+int alloc_undefer(struct alloc *a, uint64_t start, uint64_t len)
+{
+	return in_hood(a, start, len, undefer_once);
+}
+
+int alloc_release(struct alloc *a, uint64_t start, uint64_t len)
+{
+	return in_hood(a, start, len, release_once);
+}
+
+static int exact_once(struct op *op, uint64_t s, uint64_t e)
+{
+	bool clash = false;
+
+	if (!space_all_free(op, s, e))
+		return -EBUSY;
+	FOR_CHUNKS(op, s, e, c, off, n, {
+		clash |= c->win_lo < c->win_hi && off < c->win_hi &&
+			 off + n > c->win_lo;
+	});
+	if (clash) {
+		op->need = s;
+		return -ELOOP;
+	}
+	return space_take(op, s, e);
+}
+
+/* Close all windows of chunks that [s, e) touches. */
+static int close_windows_of(struct alloc *a, uint64_t s, uint64_t e)
+{
+	struct op op;
+	int err = op_enter(a, &op);
+
+	if (err)
+		return err;
+	for (uint64_t i = chunk_of(s); !err && i <= chunk_of(e - 1); i++)
+		err = window_close_chunk(&op, i);
+	op_leave(&op);
+	return err;
+}
+
+int alloc_exact(struct alloc *a, uint64_t start, uint64_t len)
+{
+	int err = check_range(a, start, len);
+
+	if (!err)
+		err = alloc_reserve(a, len);
+	/* More is wanted than is free: some unit of it is in use. */
+	if (err)
+		return err == -ENOSPC ? -EBUSY : err;
+	while ((err = in_hood(a, start, len, exact_once)) == -ELOOP) {
+		err = close_windows_of(a, start, start + len);
+		if (err)
+			break;
+	}
+	if (err) {
+		alloc_unreserve(a, len);
+	} else {
+		struct op op;
+
+		if (op_enter(a, &op))
+			return 0;
+		op.sh->n.reserved -= (int64_t)len;
+		op.sh->n.allocs++;
+		op.sh->n.alloc_units += len;
+		op_leave(&op);
+	}
+	return err;
+}
+
+/* -- The door: bytes -- */
+
+static uint64_t units_of(const struct alloc *a, uint64_t bytes)
+{
+	return bytes / a->cfg.unit_bytes + (bytes % a->cfg.unit_bytes != 0);
+}
+
+int alloc_bytes(struct alloc *a, uint64_t bytes, uint64_t *offset_bytes)
+{
+	struct extent got;
+	int err = alloc_any(a, units_of(a, bytes), &got);
+
+	if (!err)
+		*offset_bytes = got.start * a->cfg.unit_bytes;
+	return err;
+}
+
+int alloc_free_bytes(struct alloc *a, uint64_t offset_bytes, uint64_t bytes)
+{
+	if (offset_bytes % a->cfg.unit_bytes)
+		return -EINVAL;
+	return alloc_free(a, offset_bytes / a->cfg.unit_bytes,
+			  units_of(a, bytes));
+}
+
+/* -- Opening and closing -- */
+
+static int shards_init(struct alloc *a)
+{
+	size_t bytes = a->cfg.shards * sizeof(*a->shards);
+
+	a->shards = aligned_alloc(_Alignof(struct shard), bytes);
+	if (!a->shards)
+		return -ENOMEM;
+	memset(a->shards, 0, bytes);
+	for (unsigned i = 0; i < a->cfg.shards; i++)
+		lock_init(&a->shards[i].lock, RANK_SHARD, "shard");
+	return 0;
+}
+
+static void shards_fini(struct alloc *a)
+{
+	for (unsigned i = 0; a->shards && i < a->cfg.shards; i++) {
+		struct shard *sh = &a->shards[i];
+
+		for (unsigned j = 0; j < BORDER_MAX; j++)
+			free(sh->bins[j].starts);
+		free(sh->lost);
+		lock_fini(&sh->lock);
+	}
+	free(a->shards);
+}
+
+static void destroy(struct alloc *a)
+{
+	btree_fini(&a->by_size);
+	btree_fini(&a->by_start);
+	shards_fini(a);
+	chunks_fini(&a->chunks);
+	pthread_cond_destroy(&a->load_done);
+	lock_fini(&a->load_lock);
+	free((char *)a->cfg.state_path);
+	free(a);
+}
+
+/* A space without a source: all of it is free. */
+static int describe_all_free(void *ctx, uint64_t chunk, uint64_t *count,
+			     uint32_t *free)
+{
+	(void)ctx;
+	(void)chunk;
+	*count = UINT64_MAX;
+	*free = ALLOC_CHUNK;
+	return 0;
+}
+
+static int load_free(void *ctx, uint64_t chunk, void *bits)
+{
+	(void)ctx;
+	(void)chunk;
+	memset(bits, 0, ALLOC_CHUNK_BYTES);
+	return 0;
+}
+
+int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source,
+	       uint64_t free_units, struct alloc **out)
+{
+	struct alloc *a = aligned_alloc(_Alignof(struct alloc), sizeof(*a));
+	uint64_t units;
+	char msg[1];
+	int err;
+
+	if (!a)
+		return -ENOMEM;
+	memset(a, 0, sizeof(*a));
+	a->cfg = *cfg;
+	err = alloc_config_check(&a->cfg, msg, sizeof(msg));
+	if (err || (source && free_units > cfg->units)) {
+		free(a);
+		return -EINVAL;
+	}
+	if (a->cfg.state_path)
+		a->cfg.state_path = strdup(a->cfg.state_path);
+	a->source = source ? *source
+			   : (struct alloc_source){ NULL, load_free,
+						    describe_all_free };
+	a->units = units = a->cfg.units;
+	a->border = a->cfg.small_limit_bytes / a->cfg.unit_bytes;
+	a->border = a->border > BORDER_MAX ? BORDER_MAX : a->border;
+	a->border = a->border ? a->border : 1;
+	a->batch = min_u64(1024, units / (16 * a->cfg.shards) + 1);
+	a->hints_max = units / 1024 > (1u << 18) ? units / 1024 : 1u << 18;
+	a->pool = source ? free_units : units;
+	lock_init(&a->load_lock, RANK_ALLOC_LOAD, "load");
+	pthread_cond_init(&a->load_done, NULL);
+	err = chunks_init(&a->chunks, units);
+	if (err)
+		goto no_chunks;
+	err = btree_init(&a->by_size, false, "nodes by size");
+	if (err)
+		goto no_size;
+	err = btree_init(&a->by_start, true, "nodes by start");
+	if (err)
+		goto no_start;
+	err = shards_init(a);
+	if (err)
+		goto no_shards;
+	if (!source)
+		err = a->cfg.state_path ? state_open(a) : load_more(a);
+	if (err) {
+		destroy(a);
+		return err;
+	}
+	*out = a;
+	return 0;
+
+no_shards:
+	btree_fini(&a->by_start);
+no_start:
+	btree_fini(&a->by_size);
+no_size:
+	chunks_fini(&a->chunks);
+no_chunks:
+	pthread_cond_destroy(&a->load_done);
+	lock_fini(&a->load_lock);
+	free((char *)a->cfg.state_path);
+	free(a);
+	return err;
+}
+
+int alloc_close(struct alloc *a)
+{
+	int err = 0;
+
+	if (!a)
+		return 0;
+	if (a->cfg.state_path)
+		err = state_save(a);
+	destroy(a);
+	return err;
+}
+
+int alloc_save(struct alloc *a)
+{
+	return a->cfg.state_path ? state_save(a) : -EINVAL;
+}

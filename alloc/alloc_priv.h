@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#ifndef SPACEWEAVE_ALLOC_PRIV_H
+#define SPACEWEAVE_ALLOC_PRIV_H
+
+/*
+ * What the files of alloc/ share. From the top: alloc.c decides where to take
+ * from, load.c brings in what was not known yet, space.c moves units between
+ * free and used and keeps the index right; below are bitmap.h and btree.h.
+ *
+ * Every free unit is in exactly one of these:
+ *
+ * - a long run: more than `border` units in a row, found in both trees;
+ * - a short run: found through a hint in a bin of some shard, or, when memory
+ *   for hints is out, in a chunk on some shard's list of lost chunks;
+ * - a window: given away from its front, found through the shard that opened
+ *   it, and by whoever wants units right there.
+ *
+ * Locks, in the order in which they are taken:
+ *
+ *   load lock	chunks that are being described or loaded
+ *   shard	the calling thread's: its bins, windows and counters.
+ *		Every call holds one. All of them, ascending, stop the world:
+ *		nothing else moves; then chunk locks are not needed.
+ *     chunks	the table, while a struct is made
+ *     chunk	bits, window, counts. Ascending. Who changes [s, e) holds the
+ *		hood: the chunks of every unit from s - HOOD to e + HOOD. So
+ *		two changes that can see each other exclude each other.
+ *	 latches of tree nodes, see btree.c
+ *
+ * A long run can be longer than any hood. While one thread cuts it at one
+ * end, another at its far end may for a moment not find it in the tree of
+ * starts: that is -EAGAIN, and it lets go of its hood and tries again.
+ * The tree of starts decides: who takes a run out of there has it. The tree
+ * of sizes always holds at least the same runs (inserted first, removed last).
+ */
+
+#include "alloc/alloc.h"
+#include "alloc/bitmap.h"
+#include "alloc/btree.h"
+#include "alloc/lock.h"
+
+#define BORDER_MAX 64			/* longest short run, units */
+#define HOOD (BORDER_MAX + 1)
+
+struct bin {
+	uint64_t *starts;
+	uint32_t count, max;
+};
+
+enum window_slot {
+	WINDOW_SMALL,			/* small requests without a goal */
+	WINDOW_LARGE,			/* large ones */
+	WINDOW_GOAL,			/* and up: those that came with a goal */
+	WINDOWS = WINDOW_GOAL + 4,
+};
+
+struct counters {
+	uint64_t allocs, alloc_units, frees, freed_units;
+	uint64_t failures, splits, merges, steals, chunk_loads, saves;
+	int64_t reserved, deferred;
+};
+
+struct shard {
+	struct lock lock;		/* RANK_SHARD */
+	/* Under lock: */
+	uint64_t credit;		/* free units promised to this shard;
+					   others read it */
+	uint64_t filled;		/* bit i: bins[i] is not empty */
+	struct bin bins[BORDER_MAX];	/* bins[i]: runs of i + 1 units */
+	uint64_t *lost;			/* chunks with runs that have no hint */
+	uint32_t lost_count, lost_max;
+	uint32_t goal_turn;
+	uint64_t windows[WINDOWS];	/* chunk + 1; 0: none */
+	struct counters n;
+} __attribute__((aligned(128)));
+
+struct alloc {
+	struct alloc_config cfg;
+	struct alloc_source source;
+	uint64_t units;
+	uint32_t border;		/* longest short run */
+	uint32_t small_units;		/* longest small request */
+	uint64_t batch;			/* units of credit taken at a time */
+	uint64_t hints_max;		/* in all shards */
+	struct shard *shards;
+	struct chunks chunks;
+	struct btree by_size, by_start;	/* (length, start); (start, length) */
+
+	struct lock load_lock;		/* RANK_ALLOC_LOAD */
+	pthread_cond_t load_done;
+	/* Under load_lock: */
+	uint64_t cursor;		/* first chunk not described; others read */
+	bool describing;
+
+	uint64_t pool __attribute__((aligned(128)));	/* atomic: free, and
+					   promised to no shard */
+	uint64_t hints;			/* atomic: room for hints, in all bins */
+	bool lost_all;			/* atomic: trust no list of lost chunks */
+};
+
+/* One call's stay inside: its shard, or with all of them the world. */
+struct op {
+	struct alloc *a;
+	struct shard *sh;
+	bool world;
+	uint64_t need;			/* chunk to load, with -ENODATA */
+};
+
+struct hood {
+	uint64_t first, last;		/* chunks */
+};
+
+/* -- space.c -- */
+
+/* Enter by the calling thread's shard, or by shard `i`; or stop the world. */
+int op_enter(struct alloc *a, struct op *op);
+int op_enter_shard(struct alloc *a, struct op *op, unsigned i);
+int op_enter_world(struct alloc *a, struct op *op);
+void op_leave(struct op *op);
+unsigned op_shard_of_thread(const struct alloc *a);
+
+/* Lock what [s, e) can touch; at most two chunks long but in the world. */
+int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h);
+void hood_unlock(struct op *op, const struct hood *h);
+
+/* -ENODATA and op->need when a chunk of [s, e) is not ready. */
+int space_ready(struct op *op, uint64_t s, uint64_t e);
+bool space_all_used(struct op *op, uint64_t s, uint64_t e);
+bool space_all_free(struct op *op, uint64_t s, uint64_t e);
+
+/*
+ * In a hood: take free units that no window covers; or give back used ones.
+ * The index follows. Returns 0, -ENOMEM or -EAGAIN; then nothing changed.
+ */
+int space_take(struct op *op, uint64_t s, uint64_t e);
+int space_give(struct op *op, uint64_t s, uint64_t e);
+
+/* The index alone: units that are free, but not in it, enter it. */
+int space_publish(struct op *op, uint64_t s, uint64_t e);
+
+/*
+ * In a hood of [s, e): take that part out of the long run `run` = (start,
+ * length). -EAGAIN when the run is not there any more.
+ */
+int space_cut(struct op *op, struct pair run, uint64_t s, uint64_t e);
+
+/* In the same hood, after it: units that are in no index become used. */
+int space_mark_used(struct op *op, uint64_t s, uint64_t e);
+
+/* Index every run of a chunk; in its hood. Short runs only, or all. */
+int space_index_chunk(struct op *op, uint64_t chunk, bool long_too);
+
+/* The long run that `unit` is in, if it is. */
+bool space_long_run(struct alloc *a, uint64_t unit, struct pair *run);
+
+/* A short run that begins at `start` is there to be found. */
+void hint_push(struct op *op, uint64_t start, uint32_t len);
+/* Take the first `len` of such a run. -ENOENT when it is out of date. */
+int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len);
+
+/* Windows; these lock what they need themselves. */
+int window_open(struct op *op, unsigned slot, struct pair run, uint64_t from);
+int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
+		struct extent *out);
+int window_close(struct op *op, unsigned slot);
+int window_close_chunk(struct op *op, uint64_t chunk);
+uint32_t window_left(struct op *op, unsigned slot);
+/* Take `len` from the front of the window of a locked chunk. */
+int window_bump(struct chunk *c, uint32_t len);
+
+/* -- load.c -- */
+
+/* Bring in one chunk; `expect` free units in it, or UINT32_MAX. */
+int load_chunk(struct alloc *a, uint64_t chunk, uint32_t expect);
+/* Learn more of the space. -ENOENT when all of it is known. */
+int load_more(struct alloc *a);
+bool load_complete(struct alloc *a);
+
+/* -- state.c -- */
+
+int state_open(struct alloc *a);
+int state_save(struct alloc *a);
+
+static inline uint64_t chunk_of(uint64_t unit) { return unit / ALLOC_CHUNK; }
+static inline uint32_t off_of(uint64_t unit) { return unit % ALLOC_CHUNK; }
+
+static inline uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+#endif

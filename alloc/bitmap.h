@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#ifndef SPACEWEAVE_BITMAP_H
+#define SPACEWEAVE_BITMAP_H
+
+/*
+ * The truth: one bit for each unit, set when it is in use, in chunks of
+ * ALLOC_CHUNK units, and a second map of the frees that are pending.
+ *
+ * A chunk that is wholly free or full has no bitmap, and a chunk that nobody
+ * looked at has not even a struct: a fresh space costs nothing.
+ *
+ * A chunk may have a window: a run of free units at [win_lo, win_hi) that is
+ * in no index, because it is being given away from its front. Searches for
+ * free units next to a given one stop at a window as if it were in use.
+ *
+ * Positions are in units from the start of the chunk. The caller holds the
+ * chunk's lock, or has stopped the world (see alloc_priv.h).
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "alloc/alloc.h"
+#include "alloc/lock.h"
+
+enum chunk_state {
+	CHUNK_UNKNOWN,		/* taken for full until it is loaded */
+	CHUNK_LOADING,
+	CHUNK_READY,
+};
+
+struct chunk {
+	struct lock lock;	/* RANK_CHUNK, ascending by number */
+	/* Under lock: */
+	uint64_t *bits;		/* NULL: wholly free, or full */
+	uint64_t *pending;	/* NULL: nothing pending */
+	uint32_t units;		/* that exist: ALLOC_CHUNK but for the last */
+	uint32_t free;		/* bits not set, those of the window too */
+	uint32_t pending_units;
+	uint32_t win_lo, win_hi;
+	uint32_t no_fit;	/* no run of so many units is in here */
+	uint16_t win_owner;	/* who opened it, see window_open() */
+	uint8_t state;
+	bool lost;		/* has short runs that no hint points to */
+};
+
+/* Make sure that marking [off, off + len) finds its memory. -ENOMEM. */
+int chunk_prepare(struct chunk *c, uint32_t off, uint32_t len);
+int chunk_prepare_pending(struct chunk *c);
+
+/* Mark units that are all free, or all in use, as the other. */
+void chunk_mark_used(struct chunk *c, uint32_t off, uint32_t len);
+void chunk_mark_free(struct chunk *c, uint32_t off, uint32_t len);
+
+/* In use, and no free of them pending. */
+bool chunk_all_used(const struct chunk *c, uint32_t off, uint32_t len);
+bool chunk_all_free(const struct chunk *c, uint32_t off, uint32_t len);
+
+bool chunk_all_pending(const struct chunk *c, uint32_t off, uint32_t len);
+void chunk_mark_pending(struct chunk *c, uint32_t off, uint32_t len);
+void chunk_clear_pending(struct chunk *c, uint32_t off, uint32_t len);
+
+/*
+ * Free units directly below, or from, `off`: at most `max`, and not past a
+ * window. 0 for a chunk that is not ready.
+ */
+uint32_t chunk_free_before(const struct chunk *c, uint32_t off, uint32_t max);
+uint32_t chunk_free_after(const struct chunk *c, uint32_t off, uint32_t max);
+
+/* The first free run at or after `off`, windows included. Its length, or 0. */
+uint32_t chunk_next_run(const struct chunk *c, uint32_t off, uint32_t *start);
+
+/*
+ * The first `len` free units in a row at or after `off`, windows included, or
+ * else the first before. False when there are none in the whole chunk.
+ */
+bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start);
+
+/* Take over what was loaded: ALLOC_CHUNK_BYTES, malloc'ed, now the chunk's. */
+void chunk_adopt(struct chunk *c, uint64_t *bits);
+
+/*
+ * All chunks of a space. A chunk gets its struct when it is first needed; what
+ * it starts as is what was said of it by chunks_describe().
+ */
+struct chunks {
+	struct chunk **pages;		/* atomic; directory */
+	uint64_t units, count;		/* of the space, in units and chunks */
+	size_t dir_bytes;
+	struct lock lock;		/* RANK_CHUNKS */
+	/* Under lock: */
+	struct chunks_known {
+		uint64_t first, count;
+		bool free;
+	} *known;			/* ascending */
+	size_t known_count, known_max;
+	size_t page_count;
+};
+
+int chunks_init(struct chunks *t, uint64_t units);
+void chunks_fini(struct chunks *t);
+
+/* The chunk, or NULL when it has no struct (yet). */
+struct chunk *chunks_peek(const struct chunks *t, uint64_t index);
+
+/* The chunk, made when there is none. NULL: no memory. */
+struct chunk *chunks_get(struct chunks *t, uint64_t index);
+
+/*
+ * Chunks [first, first + count) that are CHUNK_UNKNOWN are wholly free, or
+ * full. With the world stopped. -ENOMEM.
+ */
+int chunks_describe(struct chunks *t, uint64_t first, uint64_t count, bool free);
+
+size_t chunks_bytes(const struct chunks *t);
+
+#endif

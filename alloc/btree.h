@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#ifndef SPACEWEAVE_BTREE_H
+#define SPACEWEAVE_BTREE_H
+
+/*
+ * An ordered set of pairs of 64-bit numbers that many threads read and change
+ * at the same time. The allocator keeps each long run of free units in two of
+ * them: as (length, start) and as (start, length).
+ *
+ * Every call is atomic with respect to every other; none blocks but for the
+ * few instructions in which another thread changes the very node it needs.
+ * Takes no lock but that of the node pool (RANK_LEAF).
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "alloc/lock.h"
+
+struct pair {
+	uint64_t k, v;
+};
+
+struct btree_node;
+
+struct btree {
+	uint64_t version;		/* latch of `root` */
+	struct btree_node *root;
+	bool unique;			/* no two pairs have the same k */
+	struct lock pool_lock;
+	/* Under pool_lock: */
+	struct btree_node *spare;	/* chained nodes */
+	size_t spares;			/* also read without the lock */
+	void *slabs;			/* chained, freed by btree_fini() */
+	size_t slab_count;
+};
+
+/* Returns 0 or -ENOMEM. */
+int btree_init(struct btree *t, bool unique, const char *name);
+void btree_fini(struct btree *t);
+
+/*
+ * See to it that `nodes` nodes are at hand, so that inserts cannot fail.
+ * An insert needs at most two for every level that it splits. -ENOMEM.
+ */
+int btree_prepare(struct btree *t, size_t nodes);
+
+/* Put `p` into the set, where it is not yet. */
+void btree_insert(struct btree *t, struct pair p);
+
+/* Take `p` out. False when it is not there (any more). */
+bool btree_remove(struct btree *t, struct pair p);
+
+/*
+ * Change (p.k, p.v) to (p.k, v) in one step, in a tree that is `unique`.
+ * False when `p` is not there.
+ */
+bool btree_update(struct btree *t, struct pair p, uint64_t v);
+
+/* The first pair not less than `from`; the last not greater. */
+bool btree_ceil(struct btree *t, struct pair from, struct pair *out);
+bool btree_floor(struct btree *t, struct pair from, struct pair *out);
+
+/* Bytes held. */
+size_t btree_bytes(const struct btree *t);
+
+/*
+ * Hold the nodes against each other, with nobody else at work. Returns the
+ * number of pairs, or -EUCLEAN.
+ */
+int64_t btree_check(struct btree *t);
+
+#endif

@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Learning what the source knows. Chunks are described in address order as
+ * somebody wants more free space (load_more), and loaded out of order when
+ * somebody frees, or wants a place, in one that is not known yet (load_chunk).
+ *
+ * The callbacks run with no lock held. What they said enters the index with
+ * the world stopped: that is rare, and then nothing can be half done.
+ */
+#include "alloc/alloc_priv.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/*
+ * State changes hands under the chunk's lock, or with the world stopped; so
+ * looking takes a shard too. Set to `to`, if that is not negative.
+ */
+static int chunk_state(struct alloc *a, uint64_t chunk, int to)
+{
+	struct chunk *c = chunks_peek(&a->chunks, chunk);
+	struct shard *sh = &a->shards[op_shard_of_thread(a)];
+	int state;
+
+	if (!c)
+		return CHUNK_UNKNOWN;
+	lock_lock(&sh->lock);
+	lock_lock(&c->lock);
+	state = c->state;
+	if (to >= 0)
+		c->state = (uint8_t)to;
+	lock_unlock(&c->lock);
+	lock_unlock(&sh->lock);
+	return state;
+}
+
+/* Make `bits` the chunk's, which is CHUNK_LOADING. Consumes them. */
+static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
+{
+	struct chunk *c;
+	struct op op;
+	int err = op_enter_world(a, &op);
+
+	if (err) {
+		free(bits);
+		return err;
+	}
+	c = chunks_peek(&a->chunks, chunk);
+	chunk_adopt(c, bits);
+	if (expect != UINT32_MAX && c->free != expect) {
+		free(c->bits);
+		c->bits = NULL;
+		c->free = 0;
+		c->state = CHUNK_LOADING;
+		err = -EUCLEAN;
+	} else {
+		struct hood h;
+		uint64_t s = chunk * ALLOC_CHUNK;
+
+		op.sh->n.chunk_loads++;
+		err = hood_lock(&op, s, s + c->units, &h);
+		if (!err)
+			err = space_index_chunk(&op, chunk, true);
+		hood_unlock(&op, &h);
+	}
+	op_leave(&op);
+	return err;
+}
+
+static int load_and_adopt(struct alloc *a, uint64_t chunk, uint32_t expect)
+{
+	uint64_t *bits = malloc(ALLOC_CHUNK_BYTES);
+	int err;
+
+	if (!bits)
+		return -ENOMEM;
+	err = a->source.load(a->source.ctx, chunk, bits);
+	if (err) {
+		free(bits);
+		return err;
+	}
+	return adopt(a, chunk, bits, expect);
+}
+
+int load_chunk(struct alloc *a, uint64_t chunk, uint32_t expect)
+{
+	int state, err;
+
+	if (!chunks_get(&a->chunks, chunk))
+		return -ENOMEM;
+	lock_lock(&a->load_lock);
+	while ((state = chunk_state(a, chunk, -1)) == CHUNK_LOADING)
+		lock_wait(&a->load_lock, &a->load_done);
+	if (state == CHUNK_UNKNOWN)
+		chunk_state(a, chunk, CHUNK_LOADING);
+	lock_unlock(&a->load_lock);
+	if (state == CHUNK_READY)
+		return 0;
+
+	err = load_and_adopt(a, chunk, expect);
+
+	lock_lock(&a->load_lock);
+	if (err)
+		chunk_state(a, chunk, CHUNK_UNKNOWN);
+	pthread_cond_broadcast(&a->load_done);
+	lock_unlock(&a->load_lock);
+	return err;
+}
+
+/* Give the parts of [first, end) that nobody loaded before to the index. */
+static int enter_free(struct op *op, uint64_t first, uint64_t end)
+{
+	struct alloc *a = op->a;
+	uint64_t stop;
+
+	for (uint64_t i = first; i < end; i = stop + 1) {
+		struct chunk *c;
+		struct hood h;
+		uint64_t s = i * ALLOC_CHUNK, e;
+		int err;
+
+		for (stop = i; stop < end; stop++) {
+			c = chunks_peek(&a->chunks, stop);
+			if (c && c->state != CHUNK_UNKNOWN)
+				break;
+		}
+		if (stop == i)
+			continue;
+		e = min_u64(stop * ALLOC_CHUNK, a->units);
+		/* The neighbours at both ends must have a struct. */
+		err = hood_lock(op, s, s + 1, &h);
+		if (!err)
+			err = hood_lock(op, e - 1, e, &h);
+		if (!err)
+			err = chunks_describe(&a->chunks, i, stop - i, true);
+		if (!err)
+			err = space_publish(op, s, e);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Chunks [first, first + count) are wholly free, or full. */
+static int enter_alike(struct alloc *a, uint64_t first, uint64_t count, bool free)
+{
+	struct op op;
+	int err = op_enter_world(a, &op);
+
+	if (err)
+		return err;
+	if (free)
+		err = enter_free(&op, first, first + count);
+	else
+		err = chunks_describe(&a->chunks, first, count, false);
+	op_leave(&op);
+	return err;
+}
+
+/* Learn of chunks from `at` on; *count of them are then known. */
+static int describe(struct alloc *a, uint64_t at, uint64_t *count)
+{
+	uint64_t left = a->chunks.count - at;
+	uint32_t units, free = 0;
+	int err;
+
+	*count = 1;
+	if (chunk_state(a, at, -1) != CHUNK_UNKNOWN)
+		return load_chunk(a, at, UINT32_MAX);
+	err = a->source.describe(a->source.ctx, at, count, &free);
+	if (err)
+		return err;
+	if (!*count || free > ALLOC_CHUNK)
+		return -EUCLEAN;
+	*count = min_u64(*count, left);
+	units = (uint32_t)min_u64(ALLOC_CHUNK, a->units - at * ALLOC_CHUNK);
+	if (!free || free >= units)
+		return enter_alike(a, at, *count, free);
+	if (*count != 1)
+		return -EUCLEAN;
+	return load_chunk(a, at, free);
+}
+
+bool load_complete(struct alloc *a)
+{
+	return __atomic_load_n(&a->cursor, __ATOMIC_ACQUIRE) >= a->chunks.count;
+}
+
+int load_more(struct alloc *a)
+{
+	uint64_t at, count = 0;
+	int err;
+
+	lock_lock(&a->load_lock);
+	if (a->describing) {
+		/* Somebody else is at it: see first what that brought. */
+		while (a->describing)
+			lock_wait(&a->load_lock, &a->load_done);
+		lock_unlock(&a->load_lock);
+		return 0;
+	}
+	at = a->cursor;
+	if (at >= a->chunks.count) {
+		lock_unlock(&a->load_lock);
+		return -ENOENT;
+	}
+	a->describing = true;
+	lock_unlock(&a->load_lock);
+
+	err = describe(a, at, &count);
+
+	lock_lock(&a->load_lock);
+	if (!err)
+		__atomic_store_n(&a->cursor, at + count, __ATOMIC_RELEASE);
+	a->describing = false;
+	pthread_cond_broadcast(&a->load_done);
+	lock_unlock(&a->load_lock);
+	return err;
+}

@@ -1,0 +1,603 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Units change between free and used here, and the index with them: trees,
+ * bins, windows. alloc_priv.h says which of them holds what, and who locks.
+ *
+ * A hint is only that: the start of a short run, in the bin of its length. It
+ * is looked at again in its hood before it is believed, so nobody has to find
+ * and remove it when the run grows or goes; a run that is there always has at
+ * least one hint in some shard, or its chunk is on a list of lost chunks.
+ */
+#include "alloc/alloc_priv.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* -- Coming in -- */
+
+static unsigned thread_count;
+static _Thread_local unsigned thread_number;
+
+unsigned op_shard_of_thread(const struct alloc *a)
+{
+	if (__builtin_expect(!thread_number, 0))
+		thread_number = __atomic_add_fetch(&thread_count, 1,
+						   __ATOMIC_RELAXED);
+	return thread_number % a->cfg.shards;
+}
+
+/* Nodes at hand for whatever all shards may insert at the same time. */
+static int prepare_trees(struct alloc *a)
+{
+	size_t nodes = 32 + 8 * (size_t)a->cfg.shards;
+	int err = btree_prepare(&a->by_size, nodes);
+
+	return err ? err : btree_prepare(&a->by_start, nodes);
+}
+
+int op_enter_shard(struct alloc *a, struct op *op, unsigned i)
+{
+	int err = prepare_trees(a);
+
+	if (err)
+		return err;
+	*op = (struct op){ .a = a, .sh = &a->shards[i] };
+	lock_lock(&op->sh->lock);
+	return 0;
+}
+
+int op_enter(struct alloc *a, struct op *op)
+{
+	return op_enter_shard(a, op, op_shard_of_thread(a));
+}
+
+int op_enter_world(struct alloc *a, struct op *op)
+{
+	int err = prepare_trees(a);
+
+	if (err)
+		return err;
+	*op = (struct op){ .a = a, .world = true };
+	op->sh = &a->shards[op_shard_of_thread(a)];
+	for (unsigned i = 0; i < a->cfg.shards; i++)
+		lock_lock_nested(&a->shards[i].lock, i > 0);
+	return 0;
+}
+
+void op_leave(struct op *op)
+{
+	if (!op->world) {
+		lock_unlock(&op->sh->lock);
+		return;
+	}
+	for (unsigned i = op->a->cfg.shards; i-- > 0;)
+		lock_unlock(&op->a->shards[i].lock);
+}
+
+int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
+{
+	struct alloc *a = op->a;
+
+	h->first = chunk_of(s > HOOD ? s - HOOD : 0);
+	h->last = chunk_of(min_u64(e + HOOD, a->units - 1));
+	for (uint64_t i = h->first; i <= h->last; i++)
+		if (!chunks_get(&a->chunks, i))
+			return -ENOMEM;
+	if (op->world)
+		return 0;
+	for (uint64_t i = h->first; i <= h->last; i++)
+		lock_lock_nested(&chunks_peek(&a->chunks, i)->lock,
+				 i > h->first);
+	return 0;
+}
+
+void hood_unlock(struct op *op, const struct hood *h)
+{
+	if (op->world)
+		return;
+	for (uint64_t i = h->first; i <= h->last; i++)
+		lock_unlock(&chunks_peek(&op->a->chunks, i)->lock);
+}
+
+/* -- Runs of units, across chunks -- */
+
+struct piece {
+	struct chunk *c;
+	uint32_t off, len;
+};
+
+/* The next part of [*at, e) that lies in one chunk. */
+static bool piece_next(const struct op *op, uint64_t *at, uint64_t e,
+		       struct piece *p)
+{
+	if (*at >= e)
+		return false;
+	p->c = chunks_peek(&op->a->chunks, chunk_of(*at));
+	p->off = off_of(*at);
+	p->len = (uint32_t)min_u64(e - *at, ALLOC_CHUNK - p->off);
+	*at += p->len;
+	return true;
+}
+
+int space_ready(struct op *op, uint64_t s, uint64_t e)
+{
+	struct piece p;
+
+	for (uint64_t at = s; piece_next(op, &at, e, &p);)
+		if (p.c->state != CHUNK_READY) {
+			op->need = chunk_of(at - 1);
+			return -ENODATA;
+		}
+	return 0;
+}
+
+bool space_all_used(struct op *op, uint64_t s, uint64_t e)
+{
+	struct piece p;
+
+	for (uint64_t at = s; piece_next(op, &at, e, &p);)
+		if (!chunk_all_used(p.c, p.off, p.len))
+			return false;
+	return true;
+}
+
+bool space_all_free(struct op *op, uint64_t s, uint64_t e)
+{
+	struct piece p;
+
+	for (uint64_t at = s; piece_next(op, &at, e, &p);)
+		if (!chunk_all_free(p.c, p.off, p.len))
+			return false;
+	return true;
+}
+
+/* Free units directly before `at`, at most HOOD, none of a window's. */
+static uint32_t free_before(const struct op *op, uint64_t at)
+{
+	uint32_t n = 0;
+
+	while (n < HOOD && at > n) {
+		uint64_t last = at - n - 1;
+		uint32_t off = off_of(last) + 1, max = HOOD - n, got;
+
+		got = chunk_free_before(
+			chunks_peek(&op->a->chunks, chunk_of(last)), off, max);
+		n += got;
+		if (got < off)
+			break;
+	}
+	return n;
+}
+
+/* The same from `at` on, at most `most`. */
+static uint32_t free_after(const struct op *op, uint64_t at, uint32_t most)
+{
+	uint32_t n = 0;
+
+	while (n < most && at + n < op->a->units) {
+		uint32_t off = off_of(at + n), max = most - n, got;
+
+		got = chunk_free_after(
+			chunks_peek(&op->a->chunks, chunk_of(at + n)), off, max);
+		n += got;
+		if (off + got < ALLOC_CHUNK)
+			break;
+	}
+	return n;
+}
+
+bool space_long_run(struct alloc *a, uint64_t unit, struct pair *run)
+{
+	return btree_floor(&a->by_start, (struct pair){ unit, UINT64_MAX },
+			   run) &&
+	       run->k + run->v > unit;
+}
+
+static int prepare(struct op *op, uint64_t s, uint64_t e)
+{
+	struct piece p;
+	int err = 0;
+
+	for (uint64_t at = s; !err && piece_next(op, &at, e, &p);)
+		err = chunk_prepare(p.c, p.off, p.len);
+	return err;
+}
+
+int space_mark_used(struct op *op, uint64_t s, uint64_t e)
+{
+	struct piece p;
+	int err = prepare(op, s, e);
+
+	if (err)
+		return err;
+	for (uint64_t at = s; piece_next(op, &at, e, &p);)
+		chunk_mark_used(p.c, p.off, p.len);
+	return 0;
+}
+
+/* -- The index -- */
+
+static void size_insert(struct op *op, uint64_t start, uint64_t len)
+{
+	btree_insert(&op->a->by_size, (struct pair){ len, start });
+}
+
+static void size_remove(struct op *op, uint64_t start, uint64_t len)
+{
+	if (!btree_remove(&op->a->by_size, (struct pair){ len, start }))
+		abort();		/* by_size lacks a run of by_start */
+}
+
+int space_cut(struct op *op, struct pair run, uint64_t s, uint64_t e)
+{
+	struct alloc *a = op->a;
+	uint64_t left = s - run.k, right = run.k + run.v - e;
+	bool left_long = left > a->border, right_long = right > a->border;
+	bool had;
+
+	if (left_long)
+		size_insert(op, run.k, left);
+	if (right_long)
+		size_insert(op, e, right);
+	had = left_long ? btree_update(&a->by_start, run, left)
+			: btree_remove(&a->by_start, run);
+	if (!had) {
+		if (left_long)
+			size_remove(op, run.k, left);
+		if (right_long)
+			size_remove(op, e, right);
+		return -EAGAIN;
+	}
+	if (right_long)
+		btree_insert(&a->by_start, (struct pair){ e, right });
+	size_remove(op, run.k, run.v);
+	if (left && !left_long)
+		hint_push(op, run.k, (uint32_t)left);
+	if (right && !right_long)
+		hint_push(op, e, (uint32_t)right);
+	op->sh->n.splits += left || right;
+	return 0;
+}
+
+int space_take(struct op *op, uint64_t s, uint64_t e)
+{
+	uint32_t left = free_before(op, s), right = free_after(op, e, HOOD);
+	struct pair run;
+	int err = prepare(op, s, e);
+
+	if (err)
+		return err;
+	if (left + (e - s) + right > op->a->border) {
+		if (!space_long_run(op->a, s, &run) || run.k + run.v < e)
+			return -EAGAIN;
+		err = space_cut(op, run, s, e);
+		if (err)
+			return err;
+	} else {
+		if (left)
+			hint_push(op, s - left, left);
+		if (right)
+			hint_push(op, e, right);
+		op->sh->n.splits += left || right;
+	}
+	return space_mark_used(op, s, e);
+}
+
+int space_publish(struct op *op, uint64_t s, uint64_t e)
+{
+	struct alloc *a = op->a;
+	uint32_t left = free_before(op, s), right = free_after(op, e, HOOD);
+	bool left_long = left > a->border, right_long = right > a->border;
+	uint64_t start = s - left, end = e + right;
+	struct pair lrun, rrun;
+
+	if (left_long) {
+		if (!space_long_run(a, s - 1, &lrun) || lrun.k + lrun.v != s)
+			return -EAGAIN;
+		start = lrun.k;
+	}
+	if (right_long) {
+		if (!space_long_run(a, e, &rrun) || rrun.k != e ||
+		    !btree_remove(&a->by_start, rrun))
+			return -EAGAIN;
+		end = e + rrun.v;
+	}
+	if (end - start <= a->border) {
+		hint_push(op, start, (uint32_t)(end - start));
+	} else {
+		size_insert(op, start, end - start);
+		if (!left_long) {
+			btree_insert(&a->by_start,
+				     (struct pair){ start, end - start });
+		} else if (!btree_update(&a->by_start, lrun, end - start)) {
+			size_remove(op, start, end - start);
+			if (right_long)
+				btree_insert(&a->by_start, rrun);
+			return -EAGAIN;
+		}
+	}
+	if (left_long)
+		size_remove(op, lrun.k, lrun.v);
+	if (right_long)
+		size_remove(op, rrun.k, rrun.v);
+	op->sh->n.merges += (left > 0) + (right > 0);
+	return 0;
+}
+
+int space_give(struct op *op, uint64_t s, uint64_t e)
+{
+	struct piece p;
+	int err = prepare(op, s, e);
+
+	if (!err)
+		err = space_publish(op, s, e);
+	if (err)
+		return err;
+	for (uint64_t at = s; piece_next(op, &at, e, &p);)
+		chunk_mark_free(p.c, p.off, p.len);
+	return 0;
+}
+
+int space_index_chunk(struct op *op, uint64_t chunk, bool long_too)
+{
+	const struct chunk *c = chunks_peek(&op->a->chunks, chunk);
+	uint64_t base = chunk * ALLOC_CHUNK;
+	uint32_t off = 0;
+
+	while (off < c->units) {
+		uint32_t n = chunk_free_after(c, off, c->units);
+		int err;
+
+		if (!n) {
+			if (c->win_hi > c->win_lo && off == c->win_lo) {
+				off = c->win_hi;
+			} else if (!chunk_next_run(c, off, &off)) {
+				break;
+			}
+			continue;
+		}
+		if (long_too) {
+			err = space_publish(op, base + off, base + off + n);
+			if (err)
+				return err;
+		} else if (n <= op->a->border) {
+			uint64_t s = base + off - (off ? 0 : free_before(op, base));
+			uint32_t len = free_after(op, s, HOOD);
+
+			if (len <= op->a->border)
+				hint_push(op, s, len);
+		}
+		off += n;
+	}
+	return 0;
+}
+
+/* -- Hints -- */
+
+/* Put `chunk` on the list of those to be searched when the bins are empty. */
+static void lost_push(struct op *op, uint64_t chunk)
+{
+	struct shard *sh = op->sh;
+	struct chunk *c = chunks_peek(&op->a->chunks, chunk);
+
+	if (c->lost)
+		return;
+	if (sh->lost_count == sh->lost_max) {
+		uint32_t max = sh->lost_max ? sh->lost_max * 2 : 64;
+		void *grown = realloc(sh->lost, max * sizeof(*sh->lost));
+
+		if (!grown) {
+			__atomic_store_n(&op->a->lost_all, true,
+					 __ATOMIC_RELAXED);
+			return;
+		}
+		sh->lost = grown;
+		sh->lost_max = max;
+	}
+	c->lost = true;
+	sh->lost[sh->lost_count++] = chunk;
+}
+
+static bool bin_grow(struct alloc *a, struct bin *b)
+{
+	uint32_t more = b->max ? b->max : 64;
+	void *grown;
+
+	if (__atomic_add_fetch(&a->hints, more, __ATOMIC_RELAXED) >
+	    a->hints_max)
+		goto out;
+	grown = realloc(b->starts, ((size_t)b->max + more) * sizeof(*b->starts));
+	if (!grown)
+		goto out;
+	b->starts = grown;
+	b->max += more;
+	return true;
+out:
+	__atomic_sub_fetch(&a->hints, more, __ATOMIC_RELAXED);
+	return false;
+}
+
+void hint_push(struct op *op, uint64_t start, uint32_t len)
+{
+	struct shard *sh = op->sh;
+	struct bin *b = &sh->bins[len - 1];
+
+	if (b->count == b->max && !bin_grow(op->a, b)) {
+		lost_push(op, chunk_of(start));
+		return;
+	}
+	b->starts[b->count++] = start;
+	sh->filled |= 1ull << (len - 1);
+}
+
+int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len)
+{
+	struct hood h;
+	int err = hood_lock(op, start, start + run, &h);
+
+	if (err)
+		return err;
+	if (start + run > op->a->units || space_ready(op, start, start + run) ||
+	    free_after(op, start, run + 1) != run || free_before(op, start)) {
+		err = -ENOENT;
+		goto out;
+	}
+	err = space_mark_used(op, start, start + len);
+	if (!err && run > len) {
+		hint_push(op, start + len, run - len);
+		op->sh->n.splits++;
+	}
+out:
+	hood_unlock(op, &h);
+	return err;
+}
+
+/* -- Windows -- */
+
+static unsigned owner_id(const struct op *op, unsigned slot)
+{
+	return (unsigned)(op->sh - op->a->shards) * WINDOWS + slot + 1;
+}
+
+/* The chunk of the window in `slot`, locked, if the window still is there. */
+static struct chunk *window_lock(struct op *op, unsigned slot, uint64_t *chunk)
+{
+	struct chunk *c;
+
+	if (!op->sh->windows[slot])
+		return NULL;
+	*chunk = op->sh->windows[slot] - 1;
+	c = chunks_peek(&op->a->chunks, *chunk);
+	if (!op->world)
+		lock_lock(&c->lock);
+	if (c->win_owner == owner_id(op, slot))
+		return c;
+	if (!op->world)
+		lock_unlock(&c->lock);
+	op->sh->windows[slot] = 0;
+	return NULL;
+}
+
+static void window_unlock(struct op *op, struct chunk *c)
+{
+	if (!op->world)
+		lock_unlock(&c->lock);
+}
+
+int window_bump(struct chunk *c, uint32_t len)
+{
+	int err = chunk_prepare(c, c->win_lo, len);
+
+	if (err)
+		return err;
+	chunk_mark_used(c, c->win_lo, len);
+	c->win_lo += len;
+	if (c->win_lo == c->win_hi)
+		c->win_owner = 0;
+	return 0;
+}
+
+uint32_t window_left(struct op *op, unsigned slot)
+{
+	uint64_t chunk;
+	uint32_t left = 0;
+	struct chunk *c = window_lock(op, slot, &chunk);
+
+	if (c) {
+		left = c->win_hi - c->win_lo;
+		window_unlock(op, c);
+	}
+	return left;
+}
+
+int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
+		struct extent *out)
+{
+	uint64_t chunk;
+	uint32_t left;
+	struct chunk *c = window_lock(op, slot, &chunk);
+	int err = -ENOSPC;
+
+	if (!c)
+		return err;
+	left = c->win_hi - c->win_lo;
+	if (left >= len || !all) {
+		len = len < left ? len : left;
+		*out = (struct extent){ chunk * ALLOC_CHUNK + c->win_lo, len };
+		err = window_bump(c, len);
+	}
+	window_unlock(op, c);
+	return err;
+}
+
+int window_close_chunk(struct op *op, uint64_t chunk)
+{
+	uint64_t base = chunk * ALLOC_CHUNK;
+	struct chunk *c = chunks_peek(&op->a->chunks, chunk);
+	struct hood h;
+	int err;
+
+	for (;;) {
+		err = hood_lock(op, base, base + c->units, &h);
+		if (err)
+			return err;
+		if (c->win_lo < c->win_hi)
+			err = space_publish(op, base + c->win_lo,
+					    base + c->win_hi);
+		if (!err) {
+			c->win_lo = c->win_hi = 0;
+			c->win_owner = 0;
+		}
+		hood_unlock(op, &h);
+		if (err != -EAGAIN)
+			return err;
+		sched_yield();
+	}
+}
+
+int window_close(struct op *op, unsigned slot)
+{
+	uint64_t chunk;
+	struct chunk *c = window_lock(op, slot, &chunk);
+	int err;
+
+	if (!c)
+		return 0;
+	window_unlock(op, c);
+	err = window_close_chunk(op, chunk);
+	if (!err)
+		op->sh->windows[slot] = 0;
+	return err;
+}
+
+/*
+ * Make the part of `run` from `from` to the end of its chunk the window of
+ * `slot`, in the place of the one that is there. -EAGAIN when the run is gone,
+ * -EBUSY when the chunk has a window already.
+ */
+int window_open(struct op *op, unsigned slot, struct pair run, uint64_t from)
+{
+	uint64_t chunk = chunk_of(from);
+	uint64_t to = min_u64(run.k + run.v, (chunk + 1) * ALLOC_CHUNK);
+	struct chunk *c;
+	struct hood h;
+	int err = window_close(op, slot);
+
+	if (!err)
+		err = hood_lock(op, from, to, &h);
+	if (err)
+		return err;
+	c = chunks_peek(&op->a->chunks, chunk);
+	err = c->win_owner ? -EBUSY : space_cut(op, run, from, to);
+	if (!err) {
+		c->win_lo = off_of(from);
+		c->win_hi = c->win_lo + (uint32_t)(to - from);
+		c->win_owner = (uint16_t)owner_id(op, slot);
+		op->sh->windows[slot] = chunk + 1;
+	}
+	hood_unlock(op, &h);
+	return err;
+}

@@ -1,0 +1,731 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The allocator by its door: random walks against a shadow map, threads, and
+ * a source whose bitmap is known. SEED=n repeats a walk.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "alloc/alloc.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SLOW 10				/* sanitizers: fewer steps */
+#else
+#define SLOW 1
+#endif
+
+struct random {
+	uint64_t s;
+};
+
+static uint64_t rnd(struct random *r)
+{
+	uint64_t z = (r->s += 0x9e3779b97f4a7c15ull);
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+	return z ^ (z >> 31);
+}
+
+static uint64_t below(struct random *r, uint64_t n) { return rnd(r) % n; }
+
+static uint64_t seed(uint64_t fallback)
+{
+	const char *text = getenv("SEED");
+	uint64_t s = text ? strtoull(text, NULL, 0) : fallback;
+
+	print_message("seed %llu\n", (unsigned long long)s);
+	return s;
+}
+
+static void check(struct alloc *a)
+{
+	char msg[200] = "";
+
+	if (alloc_check(a, msg, sizeof(msg)))
+		fail_msg("%s", msg);
+}
+
+/* -- The shadow: a byte for each unit -- */
+
+enum { FREE, USED, PENDING };
+
+struct walk {
+	struct alloc *a;
+	struct random r;
+	uint64_t units, free, reserved;
+	unsigned char *map;
+	struct extent *held;
+	size_t count, max;
+};
+
+static void walk_hold(struct walk *w, uint64_t start, uint64_t len)
+{
+	assert_true(len > 0);
+	assert_true(start + len <= w->units);
+	for (uint64_t i = start; i < start + len; i++)
+		assert_int_equal(w->map[i], FREE);
+	memset(w->map + start, USED, len);
+	w->free -= len;
+	if (w->count == w->max) {
+		w->max = w->max ? w->max * 2 : 1024;
+		w->held = realloc(w->held, w->max * sizeof(*w->held));
+		assert_non_null(w->held);
+	}
+	w->held[w->count++] = (struct extent){ start, len };
+}
+
+static uint64_t walk_longest(const struct walk *w)
+{
+	uint64_t longest = 0, run = 0;
+
+	for (uint64_t i = 0; i < w->units; i++) {
+		run = w->map[i] == FREE ? run + 1 : 0;
+		longest = run > longest ? run : longest;
+	}
+	return longest;
+}
+
+static uint64_t some_len(struct walk *w)
+{
+	switch (below(&w->r, 8)) {
+	case 0:
+		return 1;
+	case 1:
+		return 1 + below(&w->r, 1000);
+	case 2:
+		return below(&w->r, 40) ? 60 + below(&w->r, 10)
+					: 1 + below(&w->r, w->units / 2 + 1);
+	default:
+		return 1 + below(&w->r, 64);
+	}
+}
+
+static uint64_t some_goal(struct walk *w)
+{
+	struct extent e;
+
+	if (!w->count || below(&w->r, 3) == 0)
+		return below(&w->r, 3) ? ALLOC_NO_GOAL : below(&w->r, w->units);
+	e = w->held[below(&w->r, w->count)];
+	return e.start + e.len;
+}
+
+static void step_one(struct walk *w)
+{
+	uint64_t len = some_len(w);
+	struct extent e = { 7, 7 };
+	int err = below(&w->r, 2) ? alloc_any(w->a, len, &e)
+				  : alloc_near(w->a, some_goal(w), len, &e);
+
+	if (err) {
+		assert_int_equal(err, -ENOSPC);
+		assert_int_equal(e.start, 7);
+		if (len <= w->free - w->reserved)
+			assert_true(walk_longest(w) < len);
+		return;
+	}
+	assert_int_equal(e.len, len);
+	walk_hold(w, e.start, e.len);
+}
+
+static void step_vec(struct walk *w, bool reserved)
+{
+	uint64_t len = some_len(w), got;
+	struct extent out[8];
+	unsigned count;
+	int err;
+
+	if (reserved) {
+		if (len > w->reserved)
+			return;
+		err = alloc_vec_reserved(w->a, some_goal(w), len, out, 8,
+					 &count, &got);
+		assert_int_equal(err, 0);
+		w->reserved -= got;
+	} else {
+		err = alloc_vec(w->a, some_goal(w), len, out, 8, &count, &got);
+		if (len > w->free - w->reserved) {
+			assert_int_equal(err, -ENOSPC);
+			return;
+		}
+		assert_int_equal(err, 0);
+	}
+	assert_true(count >= 1 && count <= 8);
+	assert_true(got == len || (got < len && count == 8));
+	for (unsigned i = 0; i < count; i++) {
+		walk_hold(w, out[i].start, out[i].len);
+		got -= out[i].len;
+	}
+	assert_int_equal(got, 0);
+}
+
+static void step_reserve(struct walk *w)
+{
+	uint64_t n = 1 + below(&w->r, w->units / 16 + 1);
+
+	if (below(&w->r, 2) && n <= w->reserved) {
+		alloc_unreserve(w->a, n);
+		w->reserved -= n;
+	} else if (w->reserved + n < w->units / 4) {
+		int err = alloc_reserve(w->a, n);
+
+		assert_int_equal(err, n <= w->free - w->reserved ? 0 : -ENOSPC);
+		if (!err)
+			w->reserved += n;
+	}
+}
+
+static void step_exact(struct walk *w)
+{
+	uint64_t start = below(&w->r, w->units);
+	uint64_t len = 1 + below(&w->r, 100), i;
+	int err = alloc_exact(w->a, start, len);
+
+	if (start + len > w->units) {
+		assert_int_equal(err, -ERANGE);
+		return;
+	}
+	for (i = start; i < start + len && w->map[i] == FREE; i++)
+		;
+	if (i < start + len || len > w->free - w->reserved) {
+		assert_int_equal(err, -EBUSY);
+	} else {
+		assert_int_equal(err, 0);
+		walk_hold(w, start, len);
+	}
+}
+
+static void step_free(struct walk *w)
+{
+	size_t i;
+	struct extent e;
+
+	if (!w->count)
+		return;
+	i = below(&w->r, w->count);
+	e = w->held[i];
+	if (e.len > 1 && below(&w->r, 4) == 0) {
+		/* A part of it. */
+		uint64_t cut = 1 + below(&w->r, e.len - 1);
+
+		w->held[i].start += cut;
+		w->held[i].len -= cut;
+		e.len = cut;
+	} else {
+		w->held[i] = w->held[--w->count];
+	}
+	if (below(&w->r, 3)) {
+		assert_int_equal(alloc_free(w->a, e.start, e.len), 0);
+	} else {
+		assert_int_equal(alloc_defer(w->a, e.start, e.len), 0);
+		assert_int_equal(alloc_defer(w->a, e.start, 1), -EINVAL);
+		assert_int_equal(alloc_free(w->a, e.start + e.len - 1, 1),
+				 -EINVAL);
+		if (below(&w->r, 2)) {
+			assert_int_equal(alloc_undefer(w->a, e.start, e.len), 0);
+			assert_int_equal(alloc_undefer(w->a, e.start, e.len),
+					 -EINVAL);
+			assert_int_equal(alloc_free(w->a, e.start, e.len), 0);
+		} else {
+			assert_int_equal(alloc_release(w->a, e.start, e.len), 0);
+			assert_int_equal(alloc_release(w->a, e.start, e.len),
+					 -EINVAL);
+		}
+	}
+	memset(w->map + e.start, FREE, e.len);
+	w->free += e.len;
+}
+
+static void step_misuse(struct walk *w)
+{
+	uint64_t start = below(&w->r, w->units), len = 1 + below(&w->r, 90);
+	struct extent e;
+
+	if (start + len > w->units) {
+		assert_int_equal(alloc_free(w->a, start, len), -ERANGE);
+		return;
+	}
+	for (uint64_t i = start; i < start + len; i++)
+		if (w->map[i] == FREE) {
+			assert_int_equal(alloc_free(w->a, start, len), -EINVAL);
+			assert_int_equal(alloc_defer(w->a, start, len), -EINVAL);
+			break;
+		}
+	assert_int_equal(alloc_free(w->a, start, 0), -ERANGE);
+	assert_int_equal(alloc_free(w->a, start, UINT64_MAX), -ERANGE);
+	assert_int_equal(alloc_free(w->a, UINT64_MAX, 1), -ERANGE);
+	assert_int_equal(alloc_any(w->a, 0, &e), -EINVAL);
+	assert_int_equal(alloc_any(w->a, UINT64_MAX, &e), -ENOSPC);
+}
+
+static void walk_compare(struct walk *w)
+{
+	uint64_t at = 0, i = 0;
+	struct extent e;
+
+	while (!alloc_next_free(w->a, at, &e)) {
+		while (i < w->units && w->map[i] != FREE)
+			i++;
+		assert_int_equal(e.start, i);
+		while (i < w->units && w->map[i] == FREE)
+			i++;
+		assert_int_equal(e.start + e.len, i);
+		at = i;
+	}
+	while (i < w->units)
+		assert_int_not_equal(w->map[i++], FREE);
+}
+
+static void walk_finish(struct walk *w)
+{
+	struct extent e;
+
+	alloc_unreserve(w->a, w->reserved);
+	w->reserved = 0;
+	while (w->count) {
+		size_t i = below(&w->r, w->count);
+
+		e = w->held[i];
+		w->held[i] = w->held[--w->count];
+		assert_int_equal(alloc_free(w->a, e.start, e.len), 0);
+	}
+	check(w->a);
+	assert_int_equal(alloc_free_units(w->a), w->units);
+	assert_int_equal(alloc_any(w->a, w->units, &e), 0);
+	assert_int_equal(e.start, 0);
+	assert_int_equal(alloc_free_units(w->a), 0);
+	assert_int_equal(alloc_any(w->a, 1, &e), -ENOSPC);
+	assert_int_equal(alloc_free(w->a, 0, w->units), 0);
+	assert_int_equal(alloc_close(w->a), 0);
+	free(w->map);
+	free(w->held);
+}
+
+static void walk(uint64_t units, enum alloc_policy policy, unsigned steps,
+		 unsigned check_every, uint64_t s)
+{
+	struct alloc_config cfg = { .units = units, .policy = policy,
+				    .shards = 1 + (uint32_t)(s % 3) };
+	struct walk w = { .r = { seed(s) }, .units = units, .free = units };
+
+	w.map = calloc(1, units);
+	assert_non_null(w.map);
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &w.a), 0);
+	for (unsigned i = 0; i < steps; i++) {
+		/* The tide: fill for a while, then empty for a while. */
+		unsigned tide = i / 4096 % 2 ? 35 : 55;
+		unsigned what = (unsigned)below(&w.r, 100);
+
+		if (what < tide / 2)
+			step_one(&w);
+		else if (what < tide)
+			step_vec(&w, below(&w.r, 2));
+		else if (what < tide + 3)
+			step_reserve(&w);
+		else if (what < tide + 6)
+			step_exact(&w);
+		else if (what < tide + 9)
+			step_misuse(&w);
+		else
+			step_free(&w);
+		assert_int_equal(alloc_free_units(w.a), w.free - w.reserved);
+		if (i % check_every == 0)
+			check(w.a);
+		if (i % (check_every * 16) == 0)
+			walk_compare(&w);
+	}
+	walk_finish(&w);
+}
+
+static void a_tiny_space_walks(void **state)
+{
+	(void)state;
+	for (uint64_t units = 1; units < 70; units += 7)
+		walk(units, ALLOC_BEST_FIT, 3000 / SLOW, 1, units);
+}
+
+static void a_chunk_walks(void **state)
+{
+	(void)state;
+	walk(2000, ALLOC_BEST_FIT, 50000 / SLOW, 1, 1);
+	walk(ALLOC_CHUNK, ALLOC_BEST_FIT, 100000 / SLOW, 16, 1);
+}
+
+static void several_chunks_walk(void **state)
+{
+	(void)state;
+	walk(3 * ALLOC_CHUNK + 17, ALLOC_BEST_FIT, 200000 / SLOW, 64, 2);
+	walk(3 * ALLOC_CHUNK + 17, ALLOC_FIRST_FIT, 100000 / SLOW, 64, 3);
+	walk(7 * ALLOC_CHUNK - 1, ALLOC_BEST_FIT, 200000 / SLOW, 64, 4);
+}
+
+static void a_petabyte_opens_at_once(void **state)
+{
+	struct alloc_config cfg = { .units = 1ull << 38 };
+	struct alloc_stats st;
+	struct alloc *a;
+	struct extent e;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_any(a, 1, &e), 0);
+	assert_int_equal(alloc_exact(a, (1ull << 38) - 1, 1), 0);
+	assert_int_equal(alloc_stats(a, true, &st), 0);
+	assert_int_equal(st.free_units, (1ull << 38) - 2);
+	assert_int_equal(st.free_extents, 1);
+	assert_int_equal(st.largest_free, (1ull << 38) - 2);
+	assert_true(st.memory_bytes < 4 << 20);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+static void what_follows_a_goal_lies_behind_it(void **state)
+{
+	struct alloc_config cfg = { .units = 1 << 20 };
+	struct alloc *a;
+	struct extent e[4];
+	uint64_t got, next = 100;
+	unsigned count;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	for (unsigned i = 0; i < 500; i++) {
+		assert_int_equal(alloc_vec(a, next, 1 + i % 40, e, 4, &count,
+					   &got), 0);
+		assert_int_equal(count, 1);
+		assert_int_equal(e[0].start, next);
+		next += got;
+	}
+	/* A hole is taken when it is next after the goal and long enough. */
+	assert_int_equal(alloc_free(a, 150, 10), 0);
+	assert_int_equal(alloc_vec(a, 140, 4, e, 4, &count, &got), 0);
+	assert_int_equal(e[0].start, 150);
+	assert_int_equal(alloc_vec(a, 140, 8, e, 4, &count, &got), 0);
+	assert_int_equal(e[0].start, next);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+/* -- A source -- */
+
+struct source {
+	uint64_t units;
+	unsigned char *map;
+	unsigned loads, fail_load;
+};
+
+static int source_load(void *ctx, uint64_t chunk, void *bits)
+{
+	struct source *s = ctx;
+	unsigned char *b = bits;
+
+	if (__atomic_load_n(&s->fail_load, __ATOMIC_RELAXED))
+		return -EIO;
+	__atomic_add_fetch(&s->loads, 1, __ATOMIC_RELAXED);
+	memset(b, 0, ALLOC_CHUNK_BYTES);
+	for (uint32_t i = 0; i < ALLOC_CHUNK; i++) {
+		uint64_t u = chunk * ALLOC_CHUNK + i;
+
+		if (u < s->units && s->map[u])
+			b[i / 8] |= (unsigned char)(1 << i % 8);
+	}
+	return 0;
+}
+
+static uint32_t source_free(const struct source *s, uint64_t chunk)
+{
+	uint32_t n = 0;
+
+	for (uint64_t u = chunk * ALLOC_CHUNK;
+	     u < (chunk + 1) * ALLOC_CHUNK && u < s->units; u++)
+		n += !s->map[u];
+	return n;
+}
+
+static int source_describe(void *ctx, uint64_t chunk, uint64_t *count,
+			   uint32_t *free)
+{
+	const struct source *s = ctx;
+
+	*count = 1;
+	*free = source_free(s, chunk);
+	while (*free == 0 || *free == ALLOC_CHUNK) {
+		if ((chunk + *count) * ALLOC_CHUNK >= s->units ||
+		    source_free(s, chunk + *count) != *free)
+			break;
+		++*count;
+	}
+	return 0;
+}
+
+/* Chunks of all kinds: free, full, mixed; runs that cross their borders. */
+static void source_fill(struct source *s, struct random *r)
+{
+	for (uint64_t c = 0; c * ALLOC_CHUNK < s->units; c++) {
+		uint64_t first = c * ALLOC_CHUNK, kind = below(r, 4);
+
+		for (uint64_t u = first; u < first + ALLOC_CHUNK && u < s->units;) {
+			uint64_t n = 1 + below(r, kind == 2 ? 20 : 2000);
+			bool used = kind == 0 ? false : kind == 1 ? true : rnd(r) & 1;
+
+			while (n-- && u < first + ALLOC_CHUNK && u < s->units)
+				s->map[u++] = used;
+		}
+	}
+}
+
+static void a_source_is_asked_as_needed(void **state)
+{
+	struct random r = { seed(5) };
+	(void)state;
+
+	for (unsigned round = 0; round < 20; round++) {
+		struct source s = { .units = 9 * ALLOC_CHUNK + 100 };
+		struct alloc_config cfg = { .units = s.units };
+		struct alloc_source src = { &s, source_load, source_describe };
+		uint64_t free_units = 0, got, at = 0;
+		struct extent out[64], e;
+		struct alloc *a;
+		unsigned count;
+
+		s.map = calloc(1, s.units);
+		source_fill(&s, &r);
+		for (uint64_t u = 0; u < s.units; u++)
+			free_units += !s.map[u];
+		assert_int_equal(alloc_open(&cfg, &src, free_units, &a), 0);
+		assert_int_equal(s.loads, 0);
+		/* Somewhere far away first. */
+		for (unsigned i = 0; i < 100; i++) {
+			uint64_t u = below(&r, s.units);
+
+			if (round % 3 == 0)
+				break;
+			if (s.map[u]) {
+				assert_int_equal(alloc_free(a, u, 1), 0);
+				s.map[u] = 0;
+				free_units++;
+			} else {
+				assert_int_equal(alloc_free(a, u, 1), -EINVAL);
+			}
+		}
+		check(a);
+		if (round % 2) {
+			s.fail_load = 1;
+			while (!alloc_vec(a, ALLOC_NO_GOAL, 50, out, 64, &count,
+					  &got))
+				for (unsigned i = 0; i < count; i++) {
+					memset(s.map + out[i].start, 2, out[i].len);
+					free_units -= out[i].len;
+				}
+			s.fail_load = 0;
+			check(a);
+		}
+		assert_int_equal(alloc_free_units(a), free_units);
+		assert_int_equal(alloc_reserve(a, free_units), 0);
+		while (free_units) {
+			uint64_t n = 1 + below(&r, 300);
+
+			n = n < free_units ? n : free_units;
+			assert_int_equal(alloc_vec_reserved(a,
+					below(&r, 2) ? below(&r, s.units)
+						     : ALLOC_NO_GOAL,
+					n, out, 64, &count, &got), 0);
+			for (unsigned i = 0; i < count; i++) {
+				for (uint64_t u = 0; u < out[i].len; u++) {
+					assert_int_equal(s.map[out[i].start + u], 0);
+					s.map[out[i].start + u] = 2;
+				}
+			}
+			free_units -= got;
+		}
+		check(a);
+		assert_int_equal(alloc_next_free(a, at, &e), -ENOENT);
+		assert_int_equal(alloc_any(a, 1, &e), -ENOSPC);
+		assert_int_equal(alloc_close(a), 0);
+		free(s.map);
+	}
+}
+
+/* -- Threads -- */
+
+#define THREADS 16
+#define SLOTS 4096
+
+struct crowd {
+	struct alloc *a;
+	uint64_t units;
+	unsigned char *owner;		/* atomic: 0 free */
+	struct extent slots[SLOTS];	/* atomic by slot_busy */
+	unsigned char slot_busy[SLOTS];
+	unsigned steps;
+	uint64_t max_len;
+};
+
+static _Thread_local struct random thread_random;
+static unsigned thread_seed;
+
+static void own(struct crowd *c, struct extent e, unsigned char from,
+		unsigned char to)
+{
+	for (uint64_t i = e.start; i < e.start + e.len; i++) {
+		unsigned char was = __atomic_exchange_n(&c->owner[i], to,
+							__ATOMIC_RELAXED);
+
+		if (was != from) {
+			fprintf(stderr, "unit %llu handed out twice\n",
+				(unsigned long long)i);
+			abort();
+		}
+	}
+}
+
+static void expect(int got, int want, const char *what)
+{
+	if (got == want)
+		return;
+	fprintf(stderr, "%s returned %d\n", what, got);
+	abort();
+}
+
+static void crowd_free(struct crowd *c, struct extent e)
+{
+	own(c, e, 1, 0);
+	if (e.start % 3) {
+		expect(alloc_free(c->a, e.start, e.len), 0, "alloc_free");
+	} else {
+		expect(alloc_defer(c->a, e.start, e.len), 0, "alloc_defer");
+		expect(alloc_free(c->a, e.start, e.len), -EINVAL, "free twice");
+		expect(alloc_release(c->a, e.start, e.len), 0, "alloc_release");
+	}
+}
+
+static void *crowd_thread(void *arg)
+{
+	struct crowd *c = arg;
+	struct random *r = &thread_random;
+
+	r->s = __atomic_add_fetch(&thread_seed, 1, __ATOMIC_RELAXED);
+	for (unsigned i = 0; i < c->steps; i++) {
+		unsigned slot = (unsigned)below(r, SLOTS), count = 0;
+		struct extent out[4], e;
+		uint64_t got, len;
+
+		if (__atomic_exchange_n(&c->slot_busy[slot], 1, __ATOMIC_ACQUIRE))
+			continue;
+		e = c->slots[slot];
+		len = 1 + below(r, below(r, 8) ? 64 : c->max_len);
+		if (e.len) {
+			crowd_free(c, e);
+			c->slots[slot].len = 0;
+		} else if (below(r, 2)) {
+			int err = alloc_any(c->a, len, &e);
+
+			if (!err) {
+				own(c, e, 0, 1);
+				c->slots[slot] = e;
+			} else {
+				expect(err, -ENOSPC, "alloc_any");
+			}
+		} else if (!alloc_reserve(c->a, len)) {
+			uint64_t goal = below(r, 2) ? below(r, c->units)
+						    : ALLOC_NO_GOAL;
+
+			expect(alloc_vec_reserved(c->a, goal, len, out, 4,
+						  &count, &got),
+			       0, "alloc_vec_reserved");
+			alloc_unreserve(c->a, len - got);
+			for (unsigned j = 0; j < count; j++)
+				own(c, out[j], 0, 1);
+			for (unsigned j = 1; j < count; j++)
+				crowd_free(c, out[j]);
+			c->slots[slot] = out[0];
+		}
+		__atomic_store_n(&c->slot_busy[slot], 0, __ATOMIC_RELEASE);
+	}
+	return NULL;
+}
+
+static void crowd(uint64_t units, uint64_t max_len, uint32_t shards,
+		  const struct alloc_source *src, uint64_t free_units,
+		  const unsigned char *used)
+{
+	struct alloc_config cfg = { .units = units, .shards = shards };
+	struct crowd *c = calloc(1, sizeof(*c));
+	pthread_t threads[THREADS];
+	struct extent e;
+
+	c->units = units;
+	c->max_len = max_len;
+	c->steps = 40000 / SLOW;
+	c->owner = calloc(1, units);
+	for (uint64_t i = 0; used && i < units; i++)
+		c->owner[i] = used[i] ? 9 : 0;
+	assert_int_equal(alloc_open(&cfg, src, free_units, &c->a), 0);
+	for (unsigned i = 0; i < THREADS; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, crowd_thread, c), 0);
+	for (unsigned i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+	check(c->a);
+	for (unsigned i = 0; i < SLOTS; i++)
+		if (c->slots[i].len)
+			crowd_free(c, c->slots[i]);
+	for (uint64_t i = 0; used && i < units; i++)
+		if (used[i])
+			assert_int_equal(alloc_free(c->a, i, 1), 0);
+	check(c->a);
+	assert_int_equal(alloc_free_units(c->a), units);
+	assert_int_equal(alloc_any(c->a, units, &e), 0);
+	assert_int_equal(alloc_close(c->a), 0);
+	free(c->owner);
+	free(c);
+}
+
+static void sixteen_threads_never_share_a_unit(void **state)
+{
+	(void)state;
+	crowd(4 * ALLOC_CHUNK + 5, 2000, 16, NULL, 0, NULL);
+	crowd(2 * ALLOC_CHUNK, 500, 3, NULL, 0, NULL);
+	crowd(40 * ALLOC_CHUNK, 50000, 16, NULL, 0, NULL);
+}
+
+static void sixteen_threads_load_together(void **state)
+{
+	struct random r = { seed(6) };
+	struct source s = { .units = 12 * ALLOC_CHUNK + 3 };
+	struct alloc_source src = { &s, source_load, source_describe };
+	uint64_t free_units = 0;
+
+	(void)state;
+	s.map = calloc(1, s.units);
+	source_fill(&s, &r);
+	for (uint64_t u = 0; u < s.units; u++)
+		free_units += !s.map[u];
+	crowd(s.units, 1000, 16, &src, free_units, s.map);
+	free(s.map);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_tiny_space_walks),
+		cmocka_unit_test(a_chunk_walks),
+		cmocka_unit_test(several_chunks_walk),
+		cmocka_unit_test(a_petabyte_opens_at_once),
+		cmocka_unit_test(what_follows_a_goal_lies_behind_it),
+		cmocka_unit_test(a_source_is_asked_as_needed),
+		cmocka_unit_test(sixteen_threads_never_share_a_unit),
+		cmocka_unit_test(sixteen_threads_load_together),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
