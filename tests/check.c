@@ -10,6 +10,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "tests/fault.h"
+#define malloc sim_malloc
+#define calloc sim_calloc
+#define realloc sim_realloc
+
 enum owner { NOBODY, FIXED, NODE, BITMAP, DATA };
 static const char *const owner_name[] = {
 	"nobody", "the head, the ring or the backup", "a node", "a bitmap", "data",

@@ -175,6 +175,8 @@ struct tail {
 	uint64_t at;		/* go on from this crash state */
 	struct world *next;
 	struct fault *copy;
+	uint64_t seen;		/* crash states of this world */
+	uint64_t only;
 };
 
 /* world_crash(), and keep one of the images to go on from. */
@@ -182,6 +184,7 @@ static int crash_or_stay(void *ctx, struct fault *crashed, const struct fault_cu
 {
 	struct tail *t = ctx;
 
+	t->seen = cut->number;
 	if (cut->number >= t->at && !t->next) {
 		/* A copy that outlives the exploring. */
 		uint64_t bytes = fault_image(crashed)->bytes;
@@ -193,6 +196,8 @@ static int crash_or_stay(void *ctx, struct fault *crashed, const struct fault_cu
 		free(buf);
 		t->next = world_recover(t->w, t->copy, cut);
 	}
+	if (t->only && t->only != t->w->number_base + cut->number)
+		return 0;
 	return world_crash(t->w, crashed, cut);
 }
 
@@ -218,8 +223,8 @@ static void run(uint64_t seed, uint64_t only)
 	unsigned steps = 300 + (unsigned)rng_below(&r, 900);
 	struct fault_plan plan = {
 		.seed = seed, .all_below = 3, .random = 3, .torn = 3, .sparse = true,
-		.only = only,
 	};
+	struct tail t = {.only = only};
 	struct world *w;
 	struct fault *under[8];
 	struct world *past[8];
@@ -253,10 +258,10 @@ static void run(uint64_t seed, uint64_t only)
 		}
 		if (fault_log_length(w->f) > 100) {
 			bool jump = n_past < 7 && rng_below(&r, 8) == 0;
-			struct tail t = {.w = w, .at = jump ? 0 : UINT64_MAX};
 
-			if (jump)
-				t.at = 1 + rng_below(&r, 30) + w->crashes;
+			t.w = w;
+			t.next = NULL;
+			t.at = jump ? t.seen + 1 + rng_below(&r, 30) : UINT64_MAX;
 			fault_explore(w->f, &plan, &w->log_started, &w->log_promised,
 				      false, crash_or_stay, &t);
 			world_forget(w);
@@ -264,8 +269,9 @@ static void run(uint64_t seed, uint64_t only)
 				past[n_past] = w;
 				under[n_past++] = t.copy;
 				w = t.next;
+				w->number_base = n_past * 1000000ull;
+				t.seen = 0;
 				fault_keep_discarded(w->f, keep);
-				plan.only = 0;
 				world_check(w);
 			}
 		}
@@ -273,7 +279,10 @@ static void run(uint64_t seed, uint64_t only)
 	world_check(w);
 	if (world_close(w))
 		world_fail(w, "close failed");
-	world_explore(w, &plan, true);
+	t.w = w;
+	t.at = UINT64_MAX;
+	fault_explore(w->f, &plan, &w->log_started, &w->log_promised, true,
+		      crash_or_stay, &t);
 	states += w->crashes;
 	recoveries += w->recoveries;
 	world_destroy(w);

@@ -31,10 +31,15 @@ static __thread uint64_t memory_calls;
 static __thread uint64_t memory_fail = UINT64_MAX;
 static __thread bool memory_for_ever;
 
+static __thread bool memory_paused;
+
 static bool memory_fails(void)
 {
-	uint64_t n = memory_calls++;
+	uint64_t n;
 
+	if (memory_paused)
+		return false;
+	n = memory_calls++;
 	return n == memory_fail || (memory_for_ever && n > memory_fail);
 }
 
@@ -72,6 +77,10 @@ uint64_t fault_memory(uint64_t n, bool for_ever)
 	memory_for_ever = for_ever;
 	return calls;
 }
+
+void *sim_malloc(size_t n) { return __real_malloc(n); }
+void *sim_calloc(size_t n, size_t size) { return __real_calloc(n, size); }
+void *sim_realloc(void *p, size_t n) { return __real_realloc(p, n); }
 
 static void *must(void *p)
 {
@@ -236,7 +245,7 @@ struct fault {
 	struct disk now;	/* over it */
 	struct event *log;
 	uint64_t events, room;
-	bool record, lie, keep_discarded, frozen;
+	bool record, lie, keep_discarded, frozen, paused;
 	unsigned slow_us;
 	uint64_t count[FAULT_CALLS + 1];
 	uint64_t failures;
@@ -290,8 +299,11 @@ static void log_clear(struct fault *f, uint64_t upto)
 /* Count a call; is it to fail? */
 static bool fails(struct fault *f, enum fault_call kind)
 {
-	uint64_t n = f->count[kind]++;
+	uint64_t n;
 
+	if (f->paused)
+		return false;
+	n = f->count[kind]++;
 	if (kind != FAULT_READ) {
 		uint64_t all = f->count[FAULT_CALLS]++;
 
@@ -491,7 +503,7 @@ static void fault_clear(struct fault *f, const struct disk *under, uint64_t byte
 	disk_reset(&f->base, under);
 	disk_reset(&f->now, &f->base);
 	f->im.readonly = false;
-	f->record = f->lie = f->keep_discarded = f->frozen = false;
+	f->record = f->lie = f->keep_discarded = f->frozen = f->paused = false;
 	f->exploring = false;
 	f->slow_us = 0;
 	f->fail_err = 0;
@@ -559,6 +571,12 @@ void fault_fail(struct fault *f, enum fault_call kind, uint64_t n, int err,
 	f->fail_torn = torn;
 	f->failures = 0;
 	pthread_mutex_unlock(&f->m);
+}
+
+void fault_pause(struct fault *f, bool on)
+{
+	f->paused = on;
+	memory_paused = on;
 }
 
 uint64_t fault_count(const struct fault *f, enum fault_call kind)

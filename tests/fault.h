@@ -90,6 +90,17 @@ uint64_t fault_failures(const struct fault *f);
  */
 uint64_t fault_memory(uint64_t n, bool for_ever);
 
+/*
+ * Until the same with false: no call of this image and no allocation of this
+ * thread fails or counts. For the tests' own questions.
+ */
+void fault_pause(struct fault *f, bool on);
+
+/* Allocations that never fail, for the tests' own. */
+void *sim_malloc(size_t n);
+void *sim_calloc(size_t n, size_t size);
+void *sim_realloc(void *p, size_t n);
+
 /* Into the log: operation `t` begins now; everything up to `t` is promised. */
 void fault_started(struct fault *f, uint64_t t);
 void fault_promised(struct fault *f, uint64_t t);

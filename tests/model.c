@@ -16,6 +16,11 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+/* What the model needs is not what is to fail. */
+#define malloc sim_malloc
+#define calloc sim_calloc
+#define realloc sim_realloc
+
 char repro[512];
 
 /* ---- values ------------------------------------------------------------------- */
@@ -843,6 +848,7 @@ static int op_end(struct world *w, struct state *s, int err, int want,
 		world_fail(w, "answered '%s', expected '%s'", strerror(-err),
 			   strerror(-want));
 	}
+	fault_pause(w->f, true);
 	for (unsigned i = 0; i < n; i++) {
 		struct mnode *m = ino[i] ? find(s, ino[i]) : NULL;
 		struct mnode was, *old = find(now(w), ino[i]);
@@ -867,6 +873,7 @@ static int op_end(struct world *w, struct state *s, int err, int want,
 				   ino[i], m->mode, m->nlink, m->uid, m->gid, m->size,
 				   was.mode, was.nlink, was.uid, was.gid, was.size);
 	}
+	fault_pause(w->f, false);
 	w->t++;
 	state_hash(s);
 	push(w, s);
@@ -1584,7 +1591,7 @@ static int violation(struct world *w, const struct fault_cut *cut, const char *f
 		return 1;
 	fault_log_print(w->f);
 	snprintf(repro + strlen(repro), sizeof(repro) - strlen(repro),
-		 " STATE=%" PRIu64, cut->number);
+		 " STATE=%" PRIu64, w->number_base + cut->number);
 	world_fail(w, "crash state %" PRIu64 " after %" PRIu64 " flushes, %u writes, %s"
 		   " (operations %" PRIu64 " promised, %" PRIu64 " started): %s",
 		   cut->number, cut->flush, cut->writes, cut->text, cut->promised,

@@ -63,6 +63,7 @@ struct world {
 	/* Of world_crash. */
 	struct fault *scratch;
 	uint64_t crashes, recoveries;
+	uint64_t number_base;	/* added to the number of a crash state, to name it */
 	bool quiet;			/* a failure is counted, not reported */
 	uint64_t violations;
 	char violation[512];		/* the first one */
