@@ -99,9 +99,12 @@ $(eval $(call program,mkfs.spaceweave,$(MKFS_SRC) $(CLI_SRC),$$(shell pkg-config
 $(eval $(call program,fsck.spaceweave,$(FSCK_SRC) $(CLI_SRC)))
 $(eval $(call program,spaceweave,$(VERB_SRC) $(CLI_SRC)))
 
+# Memory that fails: tests/fault.c stands before the allocator's calls.
+WRAP := $(foreach f,malloc calloc realloc aligned_alloc posix_memalign,-Wl,--wrap=$(f))
+
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(call obj,$(TEST_LIB)) $(CORE)
 	$(call say,LD,$@)
-	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(shell pkg-config --libs cmocka)
+	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) $(WRAP) -o $@ $^ $(LIBS) $(shell pkg-config --libs cmocka)
 
 # Programs that test scripts run: one file each.
 $(AIDS): $(BUILD)/%: $(BUILD)/%.o $(CORE)
