@@ -54,6 +54,9 @@ def run(argv, timeout=120, **kw):
         except subprocess.TimeoutExpired:
             p.kill()
             raise Trouble("%s: over %g s" % (os.path.basename(argv[0]), timeout))
+        except BaseException:
+            p.kill()
+            raise
     if p.returncode:
         lines = err.decode(errors="replace").strip().splitlines() or ["exit %d" % p.returncode]
         raise Trouble("%s: %s" % (os.path.basename(argv[0]), lines[-1][:200]))
@@ -388,9 +391,6 @@ class Ext4(Kernel):
 
     def mkfs(self, image):
         return ["mkfs.ext4", "-Fq", image]
-
-    def make(self, image, size, timeout=60):
-        return super().make(image, size, timeout)
 
 
 class Ext4Eager(Ext4):

@@ -14,7 +14,9 @@
  *	open		answer OPEN and OPENDIR instead of ENOSYS
  *	nowriteback	no writeback cache
  *	poll=US		a worker looks for the next request for so long before it sleeps
- *	workers=N	so many workers, if it polls (default 2)
+ *	lead		one worker reads the requests, and answers them, until there are more
+ *			than it can answer; only then does the next worker read as well
+ *	workers=N	so many workers, for these two (default 2)
  *
  * Locks: one mutex guards the names and all attributes; each file's rwlock
  * guards its data and is taken without the mutex.
@@ -72,6 +74,7 @@ static char zeroes[1 << 20];
 
 static struct {
 	int data, xattr, open, nowriteback;
+	int lead;
 	unsigned poll_us, workers;
 } opt = { .workers = 2 };
 
@@ -796,15 +799,62 @@ static void *poll_worker(void *arg)
 	return NULL;
 }
 
-static int loop_poll(struct fuse_session *se)
+/* ---- workers that lead and follow -------------------------------------------------- */
+
+/*
+ * Workers that all wait in the device are woken in turn, each on a CPU where it
+ * finds nothing in the caches. Here only the holder of `lead` waits there. A
+ * worker that has read a request keeps the lead while it answers, unless it has
+ * fallen behind: several times in a row the next request was already there.
+ */
+#define BEHIND_MAX 8
+static pthread_mutex_t lead = PTHREAD_MUTEX_INITIALIZER;
+
+static void *lead_worker(void *arg)
+{
+	struct fuse_session *se = arg;
+	struct fuse_buf buf = { .mem = NULL };
+	bool mine = false;
+	unsigned behind = 0;	/* requests in a row after which one more was waiting */
+
+	for (;;) {
+		if (!mine)
+			pthread_mutex_lock(&lead);
+		mine = true;
+		if (fuse_session_exited(se))
+			break;
+		int n = fuse_session_receive_buf(se, &buf);
+		if (n == -EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		if (opt.workers > 1) {
+			struct pollfd p = { .fd = fuse_session_fd(se), .events = POLLIN };
+			behind = poll(&p, 1, 0) == 1 ? behind + 1 : 0;
+			if (behind > BEHIND_MAX) {
+				behind = 0;
+				pthread_mutex_unlock(&lead);
+				mine = false;
+			}
+		}
+		fuse_session_process_buf(se, &buf);
+	}
+	fuse_session_exit(se);
+	pthread_mutex_unlock(&lead);
+	free(buf.mem);
+	return NULL;
+}
+
+static int loop_own(struct fuse_session *se)
 {
 	pthread_t t[64];
 	unsigned n = opt.workers < 1 ? 1 : opt.workers > 64 ? 64 : opt.workers;
 	int fd = fuse_session_fd(se);
 
-	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+	if (opt.poll_us)
+		fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 	for (unsigned i = 0; i < n; i++)
-		pthread_create(&t[i], NULL, poll_worker, se);
+		pthread_create(&t[i], NULL, opt.poll_us ? poll_worker : lead_worker, se);
 	for (unsigned i = 0; i < n; i++)
 		pthread_join(t[i], NULL);
 	return 0;
@@ -816,7 +866,7 @@ static int loop_poll(struct fuse_session *se)
 static const struct fuse_opt own_opts[] = {
 	OPT("data", data, 1), OPT("xattr", xattr, 1), OPT("open", open, 1),
 	OPT("nowriteback", nowriteback, 1), OPT("poll=%u", poll_us, 0),
-	OPT("workers=%u", workers, 0), FUSE_OPT_END,
+	OPT("workers=%u", workers, 0), OPT("lead", lead, 1), FUSE_OPT_END,
 };
 
 static int run(struct fuse_session *se, struct fuse_cmdline_opts *o)
@@ -827,8 +877,8 @@ static int run(struct fuse_session *se, struct fuse_cmdline_opts *o)
 		return 1;
 	if (!fuse_session_mount(se, o->mountpoint)) {
 		fuse_daemonize(o->foreground);
-		if (opt.poll_us) {
-			err = loop_poll(se);
+		if (opt.poll_us || opt.lead) {
+			err = loop_own(se);
 		} else if (o->singlethread) {
 			err = fuse_session_loop(se);
 		} else {
@@ -854,7 +904,7 @@ int main(int argc, char *argv[])
 		return 2;
 	if (o.show_help || !o.mountpoint) {
 		fprintf(stderr, "usage: nullfs DIR [-o data,xattr,open,nowriteback,"
-				"poll=US,workers=N,...] [-f]\n");
+				"poll=US,lead,workers=N,...] [-f]\n");
 		return o.show_help ? 0 : 2;
 	}
 	table_mask = (1u << 16) - 1;
