@@ -246,6 +246,15 @@ class FS:
                 return int(line.split()[1]) / 1024
         return None
 
+    def wakeups(self):
+        """How often threads of the server have slept."""
+        n = 0
+        for task in os.listdir("/proc/%d/task" % self.pid()):
+            for line in read("/proc/%d/task/%s/status" % (self.pid(), task)).splitlines():
+                if line.startswith("voluntary_ctxt_switches:"):
+                    n += int(line.split()[1])
+        return n
+
     def written(self):
         """Bytes the server sent to storage while it was mounted last; after umount()."""
         return self.usage.ru_oublock * 512 if self.usage else None
@@ -489,6 +498,7 @@ class Bench:
         self.flush = {}         # row -> fs -> {"server": flushes an fsync, "disk": ...}
         self.bytes = {}         # row -> fs -> bytes written per byte
         self.peak = {}          # group -> fs -> MiB
+        self.idle = {}          # fs -> the server's wake-ups a second on an idle mount
         self.seed = args.seed
         self.load_path = args.build + "/tests/bench/load"
 
@@ -615,7 +625,8 @@ class Bench:
         self.load(fs, "mmap", "mmap")
 
     def group_bigdir(self, fs):
-        s = self.load(fs, "bigdir", "bigdir", n=self.args.bigdir, s=self.args.timeout * 0.8)
+        s = self.load(fs, "bigdir", "bigdir", n=self.args.bigdir,
+                      s=min(self.args.timeout * 0.8, 240))
         if not s:
             return
         if "head_ops_s" in s:
@@ -732,10 +743,10 @@ class Bench:
                                       ("seqwrite", "seqwrite", {"b": self.args.stream // 4}),
                                       ("randwrite", "randwrite", {"n": n * 4})):
                 fs.mount(image, where)
-                s = self.load(fs, None, workload, s=30, **kw) if row else None
+                s = self.load(fs, None, workload, s=30, **kw) if row else self.watch_idle(fs)
                 fs.umount()
                 if not row:
-                    idle = fs.written()
+                    idle = fs.written()     # what a mount costs by itself
                 elif s:
                     self.bytes.setdefault(row, {})[fs.name] = \
                         max(0, fs.written() - idle) / s["bytes"]
@@ -744,6 +755,13 @@ class Bench:
         finally:
             fs.kill()
             remove(image)
+
+    def watch_idle(self, fs):
+        if fs.server:
+            time.sleep(1)
+            before = fs.wakeups()
+            time.sleep(self.args.idle)
+            self.idle[fs.name] = (fs.wakeups() - before) / self.args.idle
 
     # ---- results --------------------------------------------------------------------
 
@@ -765,6 +783,15 @@ class Bench:
             ratio = mine / other
             out.append((ratio, against, goal, ratio <= goal if field in LESS else ratio >= goal))
         return out
+
+
+def full_title(row):
+    """The title of a row outside the table: with the row that it varies."""
+    titles = [t for t, *_ in ROWS.values()]
+    i = list(ROWS).index(row)
+    if not titles[i].startswith(" "):
+        return titles[i]
+    return next(t for t in reversed(titles[:i]) if t[0] != " ") + ", " + titles[i].strip()
 
 
 def remove(path):
@@ -860,13 +887,12 @@ def table(b, names, skipped):
         cells = []
         for n in names:
             got = [s for s in b.samples.get(row, {}).get(n, []) if "p99_us" in s]
-            cells.append("%s / %s" % (number(statistics.median(s["p50_us"] for s in got)),
-                                      number(statistics.median(s["p99_us"] for s in got)))
-                         if got else "-")
+            cells.append(" / ".join(number(statistics.median(s[q] for s in got))
+                                    for q in ("p50_us", "p99_us", "p999_us")) if got else "-")
         if field == "ops_s" and any(c != "-" for c in cells):
             lines.append([title] + cells)
     if lines:
-        out.append("Latency, microseconds, p50 / p99:\n" + layout(["workload"] + names, lines))
+        out.append("Latency, microseconds, p50 / p99 / p99.9:\n" + layout(["workload"] + names, lines))
     lines = [[title] + ["%.2f [%s]" % (f["server"], "%.2f" % f["disk"] if "disk" in f else "?")
                         if f else "-"
                         for f in (b.flush[row].get(n) for n in names)]
@@ -882,6 +908,9 @@ def table(b, names, skipped):
     lines = [[g] + [number(p.get(n)) for n in names] for g, p in b.peak.items()]
     if lines:
         out.append("Peak memory of the server, MiB:\n" + layout(["group"] + names, lines))
+    if b.idle:
+        out.append("Wake-ups of the server a second, idle: " +
+                   ", ".join("%s %.1f" % kv for kv in b.idle.items()))
     notes = ["left out: %s: %s" % kv for kv in skipped.items()]
     notes += ["failed: %s: %s: %s" % (n, row, why)
               for row, per in b.trouble.items() for n, why in per.items()]
@@ -921,12 +950,13 @@ def arguments():
     p.add_argument("--timeout", type=float, help="seconds after which a workload is given up")
     p.add_argument("--seed", type=int, default=1)
     a = p.parse_args()
-    for name, quick, full in (("rounds", 2, 5), ("seconds", 0.4, 3.0), ("files", 2000, 20000),
+    for name, quick, full in (("rounds", 2, 3), ("seconds", 0.4, 3.0), ("files", 2000, 20000),
                               ("bigdir", 10000, 1000000), ("tree", 1500, 30000),
                               ("stream", 128 * MIB, GIB), ("timeout", 60.0, 600.0)):
         if getattr(a, name) is None:
             setattr(a, name, quick if a.quick else full)
     a.mkfs_timeout = 5 if a.quick else 60
+    a.idle = 2 if a.quick else 20
     a.build = os.path.abspath(a.build)
     a.out = a.out or a.build + "/bench"
     return a
@@ -967,7 +997,7 @@ def measure(b, args, kinds, scratch):
         make_tree(scratch + "/gittree", max(1, args.tree * 4 // 30), args.seed + 1)
     for turn in range(args.rounds):
         for group in Bench.GROUPS:
-            if group not in wanted or (group == "bigdir" and turn >= 2):
+            if group not in wanted or (group == "bigdir" and turn >= 1):
                 continue
             for i in range(len(kinds)):
                 fs = kinds[(i + turn) % len(kinds)](args.build)
@@ -1037,7 +1067,7 @@ def main():
     result = {
         "machine": machine(), "file_systems": names, "left_out": skipped,
         "settings": {k: v for k, v in vars(args).items() if k not in ("build", "out")},
-        "rows": {row: {"title": ROWS[row][0].strip(), "field": ROWS[row][1],
+        "rows": {row: {"title": full_title(row), "field": ROWS[row][1],
                        "unit": ROWS[row][2],
                        "median": {n: b.value(row, n) for n in names
                                   if b.value(row, n) is not None},
@@ -1046,6 +1076,7 @@ def main():
                        "samples": b.samples[row]}
                  for row in ROWS if row in b.samples},
         "flushes_per_fsync": b.flush, "bytes_per_byte": b.bytes, "peak_mib": b.peak,
+        "idle_wakeups_s": b.idle,
         "trouble": b.trouble,
     }
     with open(args.out + "/results.json", "w") as f:
