@@ -13,6 +13,8 @@
  *	xattr		answer GETXATTR and LISTXATTR (with "none") instead of ENOSYS
  *	open		answer OPEN and OPENDIR instead of ENOSYS
  *	nowriteback	no writeback cache
+ *	killpriv	take over from the kernel to clear setuid on writes, so that it does
+ *			not ask for attributes at each (it is not cleared: this is a yardstick)
  *	poll=US		a worker looks for the next request for so long before it sleeps
  *	lead		one worker reads the requests, and answers them, until there are more
  *			than it can answer; only then does the next worker read as well
@@ -26,6 +28,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -36,6 +39,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -74,7 +78,7 @@ static char zeroes[1 << 20];
 
 static struct {
 	int data, xattr, open, nowriteback;
-	int lead;
+	int lead, killpriv;
 	unsigned poll_us, workers;
 } opt = { .workers = 2 };
 
@@ -860,13 +864,42 @@ static int loop_own(struct fuse_session *se)
 	return 0;
 }
 
+/* ---- what libfuse 3.14 cannot ask for ---------------------------------------------- */
+
+/*
+ * The kernel asks for security.capability at each write(2), unless the server
+ * promises to clear setuid and capabilities itself (FUSE_HANDLE_KILLPRIV_V2).
+ * That flag goes into the answer to INIT, the first one, as it passes.
+ */
+static ssize_t io_writev(int fd, struct iovec *iov, int count, void *userdata)
+{
+	static bool init_done;
+
+	(void)userdata;
+	if (!init_done && count == 2 && iov[1].iov_len >= sizeof(struct fuse_init_out)) {
+		struct fuse_init_out *out = iov[1].iov_base;
+		out->flags |= FUSE_HANDLE_KILLPRIV_V2;
+		init_done = true;
+	}
+	return writev(fd, iov, count);
+}
+
+static ssize_t io_read(int fd, void *buf, size_t len, void *userdata)
+{
+	(void)userdata;
+	return read(fd, buf, len);
+}
+
+static const struct fuse_custom_io own_io = { .writev = io_writev, .read = io_read };
+
 /* ---- main ----------------------------------------------------------------------- */
 
 #define OPT(t, m, v) { t, offsetof(__typeof__(opt), m), v }
 static const struct fuse_opt own_opts[] = {
 	OPT("data", data, 1), OPT("xattr", xattr, 1), OPT("open", open, 1),
 	OPT("nowriteback", nowriteback, 1), OPT("poll=%u", poll_us, 0),
-	OPT("workers=%u", workers, 0), OPT("lead", lead, 1), FUSE_OPT_END,
+	OPT("workers=%u", workers, 0), OPT("lead", lead, 1),
+	OPT("killpriv", killpriv, 1), FUSE_OPT_END,
 };
 
 static int run(struct fuse_session *se, struct fuse_cmdline_opts *o)
@@ -877,6 +910,8 @@ static int run(struct fuse_session *se, struct fuse_cmdline_opts *o)
 		return 1;
 	if (!fuse_session_mount(se, o->mountpoint)) {
 		fuse_daemonize(o->foreground);
+		if (opt.killpriv)
+			fuse_session_custom_io(se, &own_io, fuse_session_fd(se));
 		if (opt.poll_us || opt.lead) {
 			err = loop_own(se);
 		} else if (o->singlethread) {
@@ -903,7 +938,7 @@ int main(int argc, char *argv[])
 	if (fuse_opt_parse(&args, &opt, own_opts, NULL) || fuse_parse_cmdline(&args, &o))
 		return 2;
 	if (o.show_help || !o.mountpoint) {
-		fprintf(stderr, "usage: nullfs DIR [-o data,xattr,open,nowriteback,"
+		fprintf(stderr, "usage: nullfs DIR [-o data,xattr,open,nowriteback,killpriv,"
 				"poll=US,lead,workers=N,...] [-f]\n");
 		return o.show_help ? 0 : 2;
 	}
