@@ -204,6 +204,18 @@ uninstall:		## remove what install put there
 		$(DESTDIR)$(INCDIR)/spaceweave/alloc.h $(DESTDIR)$(LIBDIR)/pkgconfig/spaceweave-alloc.pc
 	-rmdir $(DESTDIR)$(INCDIR)/spaceweave
 
+CFLAGS_tests_bench_nullfs = $(FUSE_CFLAGS)
+$(BUILD)/tests/bench/nullfs: $(call obj,tests/bench/nullfs.c)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs fuse3)
+$(BUILD)/tests/bench/load: $(call obj,tests/bench/load.c)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^
+
+.PHONY: bench
+bench: all $(BUILD)/tests/bench/load $(BUILD)/tests/bench/nullfs		## compare with other file systems (QUICK=1: five minutes; BENCH="--help")
+	$(Q)python3 tests/bench/bench.py --build $(BUILD) $(if $(QUICK),--quick) $(BENCH)
+
 .PHONY: clean
 clean:		## remove what was built
 	rm -rf build build-*
