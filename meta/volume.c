@@ -575,7 +575,7 @@ int volume_open(struct image *im, const struct volume_options *opt,
 		struct volume **out, char *msg, size_t msg_len)
 {
 	struct disk_super s;
-	struct volume *v;
+	struct volume *v = NULL;
 	unsigned slot;
 	int r;
 
