@@ -122,6 +122,8 @@ int fs_setflags(struct fs *fs, uint64_t ino, const uint32_t *flags,
 ssize_t fs_getxattr(struct fs *fs, uint64_t ino, const char *name, void *buf,
 		    size_t size);
 ssize_t fs_listxattr(struct fs *fs, uint64_t ino, char *buf, size_t size);
+/* Among the flags of fs_setxattr(): an ACL that is set costs the setgid bit. */
+#define FS_XATTR_KILL_SGID 0x10000
 int fs_setxattr(struct fs *fs, const struct fs_cred *c, uint64_t ino,
 		const char *name, const void *value, size_t size, int flags);
 int fs_removexattr(struct fs *fs, const struct fs_cred *c, uint64_t ino,
@@ -134,9 +136,14 @@ int fs_removexattr(struct fs *fs, const struct fs_cred *c, uint64_t ino,
 size_t fs_read_room(struct fs *fs, size_t len);
 ssize_t fs_read(struct fs *fs, uint64_t ino, void *buf, size_t len, off_t off,
 		char **data);
-/* Writes all or fails. `kill` drops setuid, setgid and capabilities. */
+/*
+ * Writes all or fails. Times move and capabilities go, unless the write comes
+ * from a cache whose owner has seen to both (FS_WRITE_CACHED).
+ */
+#define FS_WRITE_KILL_SUID 1u	/* drop setuid and setgid */
+#define FS_WRITE_CACHED 2u
 ssize_t fs_write(struct fs *fs, uint64_t ino, const void *buf, size_t len,
-		 off_t off, bool kill);
+		 off_t off, unsigned flags);
 /* mode: FALLOC_FL_ of linux/falloc.h (keep size, punch hole, zero range). */
 int fs_fallocate(struct fs *fs, uint64_t ino, int mode, off_t off, off_t len);
 /* SEEK_DATA, SEEK_HOLE; returns the offset. */
