@@ -303,6 +303,7 @@ int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
 	      struct inode *dst, uint64_t dst_blk, uint64_t n, uint64_t *next);
 
 int symlink_set(struct txn *t, struct inode *ip, const char *target, size_t len);
+/* With a NUL behind, for which size must have room: -ERANGE. */
 int symlink_get(struct volume *v, struct inode *ip, char *buf, size_t size,
 		size_t *len);
 

@@ -207,7 +207,7 @@ int symlink_get(struct volume *v, struct inode *ip, char *buf, size_t size,
 	struct key k;
 	int r;
 
-	if (whole > size)
+	if (whole >= size)
 		return -ERANGE;
 	for (unsigned i = 0; at < whole; i++, at += got) {
 		key_file_piece(&k, ip->ino, KEY_SYMLINK, NULL, i);
@@ -218,6 +218,7 @@ int symlink_get(struct volume *v, struct inode *ip, char *buf, size_t size,
 		if (r)
 			return r;
 	}
+	buf[whole] = 0;
 	*len = whole;
 	return 0;
 }
