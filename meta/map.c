@@ -11,8 +11,8 @@
  * blocks, or into ones that were set aside unwritten for just that place (for
  * nothing alive is there), and only the commit makes it the file's.
  *
- * Within one transaction the map is seen as it was before it: at most one call
- * may change a given range.
+ * Calls that change the map see what the transaction holds already: a block's
+ * place may be cut out of a run and what is left of it changed again.
  */
 #include "meta/meta_priv.h"
 
@@ -53,33 +53,135 @@ static int item_decode(struct map_item *m, const uint8_t *key, size_t klen,
 	return 0;
 }
 
-/* Items that overlap a range, a few at a time. */
+/*
+ * Items that overlap [from, to), a few at a time: after overlap_load() those
+ * that overlap [from, next). `max` of them come from the tree.
+ */
 struct overlap {
-	uint64_t from, to;
-	unsigned count, max;
-	bool more;
-	struct map_item *item;
+	uint64_t from, to, next;
+	unsigned max, count, cap;
+	struct map_item *item;		/* on the heap; overlap_fini() */
 };
+
+static int overlap_grow(struct overlap *o)
+{
+	unsigned cap = o->cap ? o->cap * 2 : o->max + 1;
+	void *p;
+
+	if (o->count < o->cap)
+		return 0;
+	p = realloc(o->item, cap * sizeof(*o->item));
+	if (!p)
+		return -ENOMEM;
+	o->item = p;
+	o->cap = cap;
+	return 0;
+}
+
+static void overlap_fini(struct overlap *o) { free(o->item); }
 
 static int overlap_add(void *ctx, const uint8_t *key, size_t klen,
 		       const uint8_t *val, size_t vlen)
 {
 	struct overlap *o = ctx;
-	struct map_item *m = &o->item[o->count];
-	int r;
+	struct map_item *m;
+	int r = overlap_grow(o);
 
+	if (r)
+		return r;
+	m = &o->item[o->count];
+	r = item_decode(m, key, klen, val, vlen);
+	if (r)
+		return r;
 	if (o->count == o->max) {
-		o->more = true;
+		o->next = m->blk;
 		return 1;
 	}
-	r = item_decode(m, key, klen, val, vlen);
-	if (r == 0 && item_end(m) > o->from)
+	if (item_end(m) > o->from)
 		o->count++;
+	return 0;
+}
+
+/* What the transaction already holds for this inode's map, the last word on
+ * each key: an item, or none (len 0). */
+static int pending_add(struct overlap *o, const struct disk_jitem *ji)
+{
+	size_t klen = get16(ji->klen);
+	uint64_t blk = be64_get(ji->bytes + 9);
+	struct map_item *m = NULL;
+	int r;
+
+	for (unsigned i = 0; i < o->count && !m; i++)
+		if (o->item[i].blk == blk)
+			m = &o->item[i];
+	if (!m) {
+		r = overlap_grow(o);
+		if (r)
+			return r;
+		m = &o->item[o->count++];
+	}
+	m->blk = blk;
+	m->len = 0;
+	return ji->type == JITEM_DEL
+		       ? 0
+		       : item_decode(m, ji->bytes, klen, ji->bytes + klen,
+				     get16(ji->vlen));
+}
+
+static int pending_load(struct txn *t, struct inode *ip, struct overlap *p)
+{
+	const struct disk_jitem *ji = (const void *)t->buf;
+	int r = 0;
+
+	for (unsigned i = 0; i < t->items && r == 0; i++, ji = item_next(ji))
+		if ((ji->type == JITEM_PUT || ji->type == JITEM_DEL) &&
+		    ji->table == TABLE_FILES && get16(ji->klen) == 17 &&
+		    ji->bytes[8] == KEY_MAP && be64_get(ji->bytes) == ip->ino)
+			r = pending_add(p, ji);
 	return r;
 }
 
-static int overlap_load(struct volume *v, struct inode *ip, struct overlap *o)
+static int item_cmp(const void *a, const void *b)
 {
+	const struct map_item *x = a, *y = b;
+
+	return (x->blk > y->blk) - (x->blk < y->blk);
+}
+
+/* Let what the transaction holds replace what the tree says. */
+static int overlap_merge(struct overlap *o, const struct overlap *p)
+{
+	unsigned kept = 0;
+	int r = 0;
+
+	for (unsigned i = 0; i < o->count; i++) {
+		bool replaced = false;
+
+		for (unsigned j = 0; j < p->count && !replaced; j++)
+			replaced = p->item[j].blk == o->item[i].blk;
+		if (!replaced)
+			o->item[kept++] = o->item[i];
+	}
+	o->count = kept;
+	for (unsigned j = 0; j < p->count && r == 0; j++) {
+		const struct map_item *m = &p->item[j];
+
+		if (!m->len || m->blk >= o->next || item_end(m) <= o->from)
+			continue;
+		r = overlap_grow(o);
+		if (r == 0)
+			o->item[o->count++] = *m;
+	}
+	if (o->count)
+		qsort(o->item, o->count, sizeof(*o->item), item_cmp);
+	return r;
+}
+
+/* As the map is now; with `t`, as it will be if that commits as it stands. */
+static int overlap_load(struct volume *v, struct txn *t, struct inode *ip,
+			struct overlap *o)
+{
+	struct overlap pending = {.max = 16};
 	struct key min, lo, hi;
 	int r;
 
@@ -90,40 +192,51 @@ static int overlap_load(struct volume *v, struct inode *ip, struct overlap *o)
 	else
 		key_file_num(&hi, ip->ino, KEY_MAP, o->to);
 	o->count = 0;
-	o->more = false;
+	o->next = o->to;
 	r = tree_range_floor(v, TABLE_FILES, &min, &lo, &hi, overlap_add, o);
 	if (r == -EFSCORRUPTED)
 		volume_message(v, "inode %llu: bad extent near block %llu",
 			       (unsigned long long)ip->ino,
 			       (unsigned long long)o->from);
+	if (r >= 0 && t && t->items) {
+		r = pending_load(t, ip, &pending);
+		if (r == 0 && pending.count)
+			r = overlap_merge(o, &pending);
+		overlap_fini(&pending);
+	}
 	return r < 0 ? r : 0;
+}
+
+static int lookup(struct volume *v, struct txn *t, struct inode *ip, uint64_t blk,
+		  struct run *out)
+{
+	struct overlap o = {.from = blk, .to = UINT64_MAX, .max = 1};
+	const struct map_item *m;
+	int r;
+
+	/* The one there may be gone in the transaction: then the next. */
+	do {
+		r = overlap_load(v, t, ip, &o);
+	} while (r == 0 && o.count == 0 && o.next != UINT64_MAX &&
+		 (o.from = o.next, true));
+	m = o.item;
+	if (r == 0 && o.count == 0)
+		*out = (struct run){blk, UINT64_MAX - blk, 0, false};
+	else if (r == 0 && m->blk > blk)
+		*out = (struct run){blk, m->blk - blk, 0, false};
+	else if (r == 0)
+		*out = (struct run){blk, item_end(m) - blk,
+				    m->start + (blk - m->blk), m->unwritten};
+	overlap_fini(&o);
+	return r;
 }
 
 int map_lookup(struct volume *v, struct inode *ip, uint64_t blk, struct run *out)
 {
-	struct map_item m[1];
-	struct overlap o = {blk, UINT64_MAX, 0, 1, false, m};
-	int r = overlap_load(v, ip, &o);
-
-	if (r)
-		return r;
-	if (o.count == 0) {
-		*out = (struct run){blk, UINT64_MAX - blk, 0, false};
-	} else if (m->blk > blk) {
-		*out = (struct run){blk, m->blk - blk, 0, false};
-	} else {
-		*out = (struct run){blk, item_end(m) - blk,
-				    m->start + (blk - m->blk), m->unwritten};
-	}
-	return 0;
+	return lookup(v, NULL, ip, blk, out);
 }
 
 /* ---- reading data ------------------------------------------------------------------ */
-
-struct reading {
-	struct overlap o;
-	struct map_item item[40];
-};
 
 static int read_run(struct volume *v, struct inode *ip, const struct map_item *m,
 		    uint64_t from, uint64_t to, uint8_t *buf)
@@ -165,17 +278,16 @@ static int read_run(struct volume *v, struct inode *ip, const struct map_item *m
 int map_read(struct volume *v, struct inode *ip, uint64_t blk, uint64_t n,
 	     void *buf)
 {
-	struct reading rd;
-	uint64_t end = blk + n;
+	struct overlap o = {.to = blk + n, .max = 8};
 	uint8_t *at = buf;
 	int r = 0;
 
-	while (blk < end && r == 0) {
-		rd.o = (struct overlap){blk, end, 0, 40, false, rd.item};
-		r = overlap_load(v, ip, &rd.o);
-		for (unsigned i = 0; i < rd.o.count && r == 0; i++) {
-			struct map_item *m = &rd.item[i];
-			uint64_t to = item_end(m) < end ? item_end(m) : end;
+	while (blk < o.to && r == 0) {
+		o.from = blk;
+		r = overlap_load(v, NULL, ip, &o);
+		for (unsigned i = 0; i < o.count && r == 0; i++) {
+			const struct map_item *m = &o.item[i];
+			uint64_t to = item_end(m) < o.to ? item_end(m) : o.to;
 
 			if (m->blk > blk) {
 				memset(at, 0, blk_off(v, m->blk - blk));
@@ -186,11 +298,13 @@ int map_read(struct volume *v, struct inode *ip, uint64_t blk, uint64_t n,
 			at += blk_off(v, to - blk);
 			blk = to;
 		}
-		if (r == 0 && !rd.o.more) {
-			memset(at, 0, blk_off(v, end - blk));
-			blk = end;
+		if (r == 0 && blk < o.next) {
+			memset(at, 0, blk_off(v, o.next - blk));
+			at += blk_off(v, o.next - blk);
+			blk = o.next;
 		}
 	}
+	overlap_fini(&o);
 	return r;
 }
 
@@ -277,25 +391,27 @@ static int item_cut(struct txn *t, struct inode *ip, const struct map_item *m,
 static int range_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to,
 		     uint64_t *next)
 {
-	struct map_item *item = malloc(ITEMS_AT_ONCE * sizeof(*item));
-	struct overlap o = {from, to, 0, ITEMS_AT_ONCE, true, item};
-	int r = item ? 0 : -ENOMEM;
+	struct overlap o = {.to = to, .max = ITEMS_AT_ONCE};
+	bool full = false;
+	int r = 0;
 
-	while (r == 0 && o.more) {
-		o.from = from;
-		r = overlap_load(t->v, ip, &o);
-		for (unsigned i = 0; i < o.count && r == 0; i++) {
-			if (!txn_has_room(t, 14)) {
-				*next = from;
-				free(item);
-				return 0;
-			}
-			r = item_cut(t, ip, &item[i], from, to, false);
-			from = item_end(&item[i]) < to ? item_end(&item[i]) : to;
+	*next = from;
+	while (r == 0 && *next < to && !full) {
+		o.from = *next;
+		r = overlap_load(t->v, t, ip, &o);
+		for (unsigned i = 0; i < o.count && r == 0 && !full; i++) {
+			struct map_item *m = &o.item[i];
+
+			full = !txn_has_room(t, 14);
+			if (full)
+				break;
+			r = item_cut(t, ip, m, from, to, false);
+			*next = item_end(m) < to ? item_end(m) : to;
 		}
+		if (!full)
+			*next = o.next;
 	}
-	*next = to;
-	free(item);
+	overlap_fini(&o);
 	return r;
 }
 
@@ -427,16 +543,15 @@ static void place_old(struct txn *t, struct writing *w, const struct map_item *m
 static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 		       uint64_t from, uint64_t to)
 {
-	struct map_item *item = malloc(ITEMS_AT_ONCE * sizeof(*item));
-	struct overlap o = {from, to, 0, ITEMS_AT_ONCE, true, item};
+	struct overlap o = {.to = to, .max = ITEMS_AT_ONCE};
 	uint64_t fresh = from, seen = from;	/* to be placed; looked at */
-	int r = item ? 0 : -ENOMEM;
+	int r = 0;
 
-	while (r == 0 && o.more) {
+	while (r == 0 && seen < to) {
 		o.from = seen;
-		r = overlap_load(t->v, ip, &o);
+		r = overlap_load(t->v, t, ip, &o);
 		for (unsigned i = 0; i < o.count && r == 0; i++) {
-			struct map_item *m = &item[i];
+			struct map_item *m = &o.item[i];
 			uint64_t a = m->blk > from ? m->blk : from;
 			uint64_t b = item_end(m) < to ? item_end(m) : to;
 			bool keep = m->unwritten &&
@@ -453,10 +568,10 @@ static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 					place_old(t, w, m, a, b);
 				fresh = b;
 			}
-			seen = b;
 		}
+		seen = o.next;
 	}
-	free(item);
+	overlap_fini(&o);
 	return r ? r : place_new(t, ip, w, fresh, to);
 }
 
@@ -464,15 +579,19 @@ static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 static int run_before(struct txn *t, struct inode *ip, uint64_t blk, uint64_t start,
 		      struct map_item *m, bool *joins)
 {
-	struct overlap o = {blk ? blk - 1 : 0, blk, 0, 1, false, m};
+	struct overlap o = {.from = blk - 1, .to = blk, .max = 1};
 	int r;
 
 	*joins = false;
 	if (!blk)
 		return 0;
-	r = overlap_load(t->v, ip, &o);
-	*joins = r == 0 && o.count && !m->unwritten && item_end(m) == blk &&
-		 m->start + m->len == start && m->len < MAP_MAX;
+	r = overlap_load(t->v, t, ip, &o);
+	if (r == 0 && o.count) {
+		*m = o.item[0];
+		*joins = !m->unwritten && item_end(m) == blk &&
+			 m->start + m->len == start && m->len < MAP_MAX;
+	}
+	overlap_fini(&o);
 	return r;
 }
 
@@ -514,12 +633,12 @@ unsigned map_write_max(const struct volume *v)
 /* Next to what stands before it in the file. */
 static int goal_find(struct volume *v, struct inode *ip, uint64_t blk)
 {
-	struct map_item m[1];
-	struct overlap o = {blk ? blk - 1 : 0, blk, 0, 1, false, m};
-	int r = blk ? overlap_load(v, ip, &o) : 0;
+	struct overlap o = {.from = blk - 1, .to = blk, .max = 1};
+	int r = blk ? overlap_load(v, NULL, ip, &o) : 0;
 
 	if (r == 0 && o.count)
-		ip->goal = m->start + m->len;
+		ip->goal = o.item[0].start + o.item[0].len;
+	overlap_fini(&o);
 	return r;
 }
 
@@ -564,7 +683,7 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 	while (blk < end && r == 0 && txn_has_room(t, 80)) {
 		uint64_t want;
 
-		r = map_lookup(t->v, ip, blk, &run);
+		r = lookup(t->v, t, ip, blk, &run);
 		if (r)
 			break;
 		want = run.len < end - blk ? run.len : end - blk;
@@ -607,21 +726,19 @@ static int share_run(struct txn *t, struct inode *dst, const struct map_item *m,
 int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
 	      struct inode *dst, uint64_t dst_blk, uint64_t n, uint64_t *next)
 {
-	struct map_item item[8];
-	struct overlap o = {src_blk, src_blk + n, 0, 8, false, item};
-	uint64_t end, cut;
-	int r = overlap_load(t->v, src, &o);
+	struct overlap o = {.from = src_blk, .to = src_blk + n, .max = 8};
+	uint64_t cut;
+	int r = overlap_load(t->v, t, src, &o);
 
 	if (r)
-		return r;
-	/* As far as these runs reach, and as the old ones there can be cut. */
-	end = o.more ? item_end(&item[o.count - 1]) - src_blk : n;
+		goto out;
 	inode_edit(t, src)->flags |= INODE_SHARED;
 	inode_edit(t, dst)->flags |= INODE_SHARED;
-	r = range_cut(t, dst, dst_blk, dst_blk + (end < n ? end : n), &cut);
+	/* As far as these runs reach, and as the old ones there can be cut. */
+	r = range_cut(t, dst, dst_blk, dst_blk + (o.next - src_blk), &cut);
 	cut -= dst_blk;
 	for (unsigned i = 0; i < o.count && r == 0; i++) {
-		struct map_item *m = &item[i];
+		struct map_item *m = &o.item[i];
 		uint64_t from = m->blk > src_blk ? m->blk : src_blk;
 		uint64_t to = item_end(m);
 
@@ -633,5 +750,7 @@ int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
 				      dst_blk + (from - src_blk));
 	}
 	*next = cut;
+out:
+	overlap_fini(&o);
 	return r;
 }
