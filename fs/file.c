@@ -6,7 +6,7 @@
  * image and then commits one transaction that maps them, moves the size and
  * stamps the times; blocks that were there before are freed by the same
  * transaction. So whoever sees the new map sees the new data, and a crash
- * leaves all of a write (up to MAP_WRITE_MAX blocks) or nothing of it. fsync
+ * leaves all of a write (up to map_write_max() blocks) or nothing of it. fsync
  * waits until the transaction that changed the inode last is durable, with all
  * before it: among them the one that made its name.
  *
@@ -33,7 +33,6 @@
 
 #define COPY_BYTES 131072u	/* writes up to it go through one buffer */
 #define COPY_STEP 4194304u	/* bytes copied by hand in one call */
-#define TRIM_STEP_BYTES (16u << 20)
 
 /* A transaction ends: committed, or on an error aborted. */
 static int txn_end(struct txn *t, int err)
@@ -246,7 +245,7 @@ static ssize_t write_once(struct fs *fs, struct inode *ip, const char *buf,
 			  size_t len, uint64_t off, unsigned flags, bool full,
 			  struct settling *s)
 {
-	const size_t most = (size_t)(MAP_WRITE_MAX - 1) << fs->shift;
+	const size_t most = (size_t)(map_write_max(fs->v) - 1) << fs->shift;
 	int err;
 
 	if (len > most)
@@ -659,7 +658,9 @@ static int copy_step(struct fs *fs, struct copying *c, char *buf)
 
 	if (n)
 		return copy_share(fs, c, blks, n);
-	n = c->len < COPY_BYTES ? c->len : COPY_BYTES;
+	n = (uint64_t)(map_write_max(fs->v) - 1) << fs->shift;
+	n = n < COPY_BYTES ? n : COPY_BYTES;
+	n = c->len < n ? c->len : n;
 	/* Up to the next border, if beyond it blocks can be shared. */
 	if (!((c->src_off ^ c->dst_off) & mask) && (c->src_off & mask) &&
 	    n > (-c->src_off & mask))
@@ -760,7 +761,7 @@ int fs_fsync(struct fs *fs, uint64_t ino, bool datasync)
 	rwlock_read(&ip->lock);
 	seq = ip->last_seq;
 	inode_unlock_put(fs, ip);
-	return volume_sync_to(fs->v, seq);
+	return fs_sync_to(fs, seq);
 }
 
 int fs_sync(struct fs *fs) { return fs->readonly ? 0 : volume_sync(fs->v); }
@@ -790,50 +791,17 @@ int fs_statfs(struct fs *fs, struct statvfs *st)
 	return 0;
 }
 
-/* Take a free run, so that nobody else does, tell the host, give it back. */
-static int trim_run(struct fs *fs, struct alloc *a, const struct extent *run,
-		    uint64_t *done)
-{
-	int err = alloc_exact(a, run->start, run->len);
-
-	if (err)
-		return err == -EBUSY || err == -ENOSPC ? 0 : err;
-	err = image_discard(volume_image(fs->v), run->start << fs->shift,
-			    run->len << fs->shift);
-	if (!err)
-		*done += run->len << fs->shift;
-	alloc_free(a, run->start, run->len);
-	return err;
-}
-
 int fs_trim(struct fs *fs, uint64_t off, uint64_t len, uint64_t min,
 	    uint64_t *done)
 {
-	const uint64_t step = TRIM_STEP_BYTES >> fs->shift;
-	uint64_t at = blocks_up(fs, off), end;
-	struct alloc *a = volume_alloc(fs->v);
-	struct extent run;
-	int err = 0;
+	uint64_t end = len > UINT64_MAX - off ? UINT64_MAX : off + len;
+	uint64_t done_blks = 0, min_blks = blocks_up(fs, min);
+	int err;
 
-	*done = 0;
-	if (fs->readonly || !a)
+	if (fs->readonly)
 		return -EROFS;
-	end = len > UINT64_MAX - off ? UINT64_MAX : off + len;
-	end >>= fs->shift;
-	while (!err && at < end && !alloc_next_free(a, at, &run)) {
-		uint64_t stop = run.start + run.len;
-		bool worth = run.len << fs->shift >= min;
-
-		if (run.start < at)
-			run.start = at;
-		if (run.start >= end)
-			break;
-		if (stop > end)
-			stop = end;
-		run.len = stop - run.start < step ? stop - run.start : step;
-		if (worth)
-			err = trim_run(fs, a, &run, done);
-		at = run.start + run.len;
-	}
+	err = volume_trim(fs->v, blocks_up(fs, off), end >> fs->shift,
+			  min_blks ? min_blks : 1, &done_blks);
+	*done = done_blks << fs->shift;
 	return err;
 }

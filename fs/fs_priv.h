@@ -97,6 +97,7 @@ void fs_evict(struct fs *fs, uint64_t ino);
  */
 bool fs_reclaim(struct fs *fs, unsigned *tries);
 /* Durable before the answer, if the mount or the inode's flags want that. */
+int fs_sync_to(struct fs *fs, uint64_t seq);
 int fs_settle(struct fs *fs, uint64_t seq, uint32_t flags, bool dir);
 
 /* ---- attr.c -------------------------------------------------------------------- */

@@ -154,7 +154,16 @@ int fs_settle(struct fs *fs, uint64_t seq, uint32_t flags, bool dir)
 	if (!fs->opt.sync && !(dir && fs->opt.dirsync) &&
 	    !(flags & (dir ? INODE_DIRSYNC | INODE_SYNC : INODE_SYNC)))
 		return 0;
-	return volume_sync_to(fs->v, seq);
+	return fs_sync_to(fs, seq);
+}
+
+/*
+ * Durable up to `seq`. An inode that was read from disk since does not say
+ * which transaction changed it last (0): then it may have been any.
+ */
+int fs_sync_to(struct fs *fs, uint64_t seq)
+{
+	return seq ? volume_sync_to(fs->v, seq) : volume_sync(fs->v);
 }
 
 /*
@@ -290,6 +299,7 @@ int fs_lookup(struct fs *fs, uint64_t dir, const char *name, struct fs_entry *e)
 int fs_readlink(struct fs *fs, uint64_t ino, char *buf, size_t size)
 {
 	struct inode *ip;
+	bool touch;
 	size_t len;
 	int err = inode_get(fs->v, ino, &ip);
 
@@ -301,9 +311,10 @@ int fs_readlink(struct fs *fs, uint64_t ino, char *buf, size_t size)
 	else if (!S_ISLNK(ip->a.mode))
 		err = -EINVAL;
 	else
-		err = symlink_get(fs->v, ip, buf, size, &len);
-	bool touch = !err && atime_due(fs, ip);
-
+		err = symlink_get(fs->v, ip, buf, size - 1, &len);
+	if (!err)
+		buf[len] = 0;
+	touch = !err && atime_due(fs, ip);
 	rwlock_unlock(&ip->lock);
 	if (touch)
 		atime_touch(fs, ip);
@@ -352,6 +363,7 @@ static void attr_new(const struct inode *dp, const struct making *m,
 	}
 	if (S_ISDIR(m->mode)) {
 		a->parent = dp->ino;
+		a->next_index = FIRST_INDEX;
 		a->flags = dp->a.flags & (inherited | INODE_DIRSYNC);
 	} else if (S_ISREG(m->mode)) {
 		a->flags = dp->a.flags & inherited;
@@ -1171,12 +1183,12 @@ int fs_rename(struct fs *fs, const struct fs_cred *c, uint64_t dir,
 /* ---- readdir ------------------------------------------------------------------------------ */
 
 /*
- * Cookies: 0 the start, 1 after ".", 2 after "..", index + 2 after the entry
- * with that index. Entries are copied out under the directory's lock, and
+ * Cookies: 0 the start, 1 after ".", 2 after "..", then each entry's index,
+ * which begin behind those. Entries are copied out under the directory's lock, and
  * counted there if need be, some at a time; attributes are read without it.
  */
 #define BATCH 32
-#define COOKIE_DOTS 2
+#define COOKIE_DOTS (FIRST_INDEX - 1)
 
 typedef int dir_fn(void *ctx, const char *name, const struct fs_entry *e,
 		   uint64_t next);
@@ -1219,8 +1231,7 @@ static int batch_load(struct batch *b, uint64_t dir, uint64_t cookie)
 		return err;
 	err = S_ISDIR(dp->a.mode) ? 0 : -ENOTDIR;
 	if (!err)
-		err = dir_scan(b->fs->v, dp, cookie - COOKIE_DOTS + 1,
-			       batch_add, b);
+		err = dir_scan(b->fs->v, dp, cookie + 1, batch_add, b);
 	if (err == 1)
 		err = b->err;
 	inode_unlock_put(b->fs, dp);
@@ -1247,7 +1258,7 @@ static int batch_emit(struct batch *b, dir_fn *fn, void *ctx)
 			fs_forget(b->fs, e.ino, 1);
 			continue;
 		}
-		if (fn(ctx, b->name[i], &e, b->info[i].index + COOKIE_DOTS)) {
+		if (fn(ctx, b->name[i], &e, b->info[i].index)) {
 			batch_forget(b, i);
 			return 1;
 		}
@@ -1304,7 +1315,7 @@ int fs_readdir(struct fs *fs, uint64_t dir, uint64_t cookie, bool plus,
 		err = emit_dots(fs, dir, &cookie, fn, ctx);
 	}
 	while (!err && !(err = batch_load(&b, dir, cookie)) && b.n) {
-		cookie = b.info[b.n - 1].index + COOKIE_DOTS;
+		cookie = b.info[b.n - 1].index;
 		err = batch_emit(&b, fn, ctx);
 	}
 	if (err < 0)
