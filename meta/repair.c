@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Items as they are, for fsck. */
+#include "meta/meta_priv.h"
+#include "meta/repair.h"
+
+static int key_copy(struct key *k, const void *key, size_t klen)
+{
+	if (klen > KEY_MAX)
+		return -EINVAL;
+	memcpy(k->b, key, klen);
+	k->len = (uint16_t)klen;
+	return 0;
+}
+
+int repair_put(struct txn *t, enum table table, const void *key, size_t klen,
+	       const void *val, size_t vlen)
+{
+	struct key k;
+	int r = vlen > VALUE_MAX ? -EINVAL : key_copy(&k, key, klen);
+
+	return r ? r : txn_put(t, table, &k, val, vlen);
+}
+
+int repair_del(struct txn *t, enum table table, const void *key, size_t klen)
+{
+	struct key k;
+	int r = key_copy(&k, key, klen);
+
+	return r ? r : txn_del(t, table, &k);
+}
+
+int repair_get(struct volume *v, enum table table, const void *key, size_t klen,
+	       void *val, size_t cap, size_t *vlen)
+{
+	return tree_lookup(v, table, key, klen, val, cap, vlen);
+}
