@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Items as they are, for fsck. */
+/* For fsck: items as they are, and bitmaps put right while a volume opens. */
 #include "meta/meta_priv.h"
 #include "meta/repair.h"
 
@@ -33,4 +33,27 @@ int repair_get(struct volume *v, enum table table, const void *key, size_t klen,
 	       void *val, size_t cap, size_t *vlen)
 {
 	return tree_lookup(v, table, key, klen, val, cap, vlen);
+}
+
+int repair_space(struct volume *v)
+{
+	const struct volume_repair *rep = v->opt.repair;
+	int r = 0;
+
+	for (size_t i = 0; rep && i < rep->claims && r == 0; i++) {
+		r = alloc_exact(v->alloc, rep->claim[i].start, rep->claim[i].len);
+		if (r == 0)
+			r = delta_add(&v->deltas, rep->claim[i].start,
+				      rep->claim[i].len, false);
+	}
+	for (size_t i = 0; rep && i < rep->releases && r == 0; i++) {
+		r = alloc_defer(v->alloc, rep->release[i].start,
+				rep->release[i].len);
+		if (r == 0)
+			r = delta_add(&v->deltas, rep->release[i].start,
+				      rep->release[i].len, true);
+		if (r == 0)
+			atomic_fetch_add(&v->pending_blks, rep->release[i].len);
+	}
+	return r;
 }

@@ -5,10 +5,21 @@
 /*
  * What fsck needs beyond meta.h: items as they are, whether or not they make
  * sense. Nobody else includes this. The volume is open with
- * volume_options.inspect and has one thread.
+ * volume_options.repair and has one thread.
  */
 
 #include "meta/meta.h"
+
+/*
+ * What the bitmaps get wrong, to be put right by opening for writing, before
+ * anything is allocated; durable with the checkpoint that ends the opening.
+ */
+struct volume_repair {
+	const struct extent *claim;	/* in use, but free in the bitmaps */
+	size_t claims;
+	const struct extent *release;	/* in use in the bitmaps alone */
+	size_t releases;
+};
 
 /* Put or delete one item. What inodes in memory know is not changed: no inode
  * whose own item this concerns may be in use. */

@@ -15,6 +15,8 @@
  */
 #include "tools/fsck.h"
 
+#include "meta/repair.h"
+
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -238,8 +240,10 @@ static void say(void *ctx, const char *text)
 
 static int open_volume(struct fsck *f)
 {
+	static const struct volume_repair as_it_is;
 	struct volume_options opt = {.readonly = true,
 				     .no_threads = true,
+				     .repair = &as_it_is,
 				     .program = cli_program,
 				     .message = say,
 				     .message_ctx = f};

@@ -474,12 +474,12 @@ static int space_changes(struct fsck *f, struct runs *claim, struct runs *releas
 static int open_for_repair(struct fsck *f, const struct runs *claim,
 			   const struct runs *release)
 {
+	const struct volume_repair space = {.claim = claim->v,
+					    .claims = claim->count,
+					    .release = release->v,
+					    .releases = release->count};
 	struct volume_options opt = {.no_threads = true,
-				     .inspect = true,
-				     .claim = claim->v,
-				     .claims = claim->count,
-				     .release = release->v,
-				     .releases = release->count,
+				     .repair = &space,
 				     .program = cli_program,
 				     .message = say,
 				     .message_ctx = f};
