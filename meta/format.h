@@ -235,7 +235,7 @@ struct disk_index {
 	le64 ino;
 	uint8_t type;
 	uint8_t name[];
-};
+} __attribute__((packed));
 
 struct disk_xattr {
 	le32 bytes;		/* of the whole value */
@@ -343,6 +343,7 @@ FORMAT_SIZE(disk_item, 4);
 FORMAT_SIZE(disk_time, 16);
 FORMAT_SIZE(disk_inode, 128);
 FORMAT_SIZE(disk_dirent, 24);
+FORMAT_SIZE(disk_index, 9);
 FORMAT_SIZE(disk_map, 24);
 FORMAT_SIZE(disk_ref, 16);
 FORMAT_SIZE(disk_intent, 16);

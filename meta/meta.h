@@ -53,6 +53,8 @@ struct volume_options {
 	/* Told of damage and of turning read-only, one sentence each. NULL: stderr */
 	void (*message)(void *ctx, const char *text);
 	void *message_ctx;
+	/* For fsck alone (meta/repair.h): intents and orphans stay as they are. */
+	const struct volume_repair *repair;
 };
 
 /* What mkfs decides. Zero means the default where there is one. */

@@ -393,6 +393,9 @@ int space_write(struct volume *v, const struct deltas *changes,
 int space_read(struct volume *v, uint64_t index, void *bits, bool *exists);
 uint64_t space_per_bitmap(const struct volume *v);
 
+/* ---- repair.c: as volume_options.repair says, before the first allocation ---- */
+int repair_space(struct volume *v);
+
 /* ---- volume.c --------------------------------------------------------------------- */
 
 /* The volume can't be written any more: say so once. Returns -err. */

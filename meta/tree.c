@@ -1107,8 +1107,8 @@ int volume_walk(struct volume *v, enum table t, const struct walk *w)
 	rwlock_unlock(&v->commit);
 	if (root.block)
 		r = walk_node(v, t, level, &root, w);
-	for (size_t i = 0; r == 0 && t == TABLE_FILES && w->node &&
-			   i < v->dropped.count; i++)
-		r = w->node(w->ctx, t, 255, v->dropped.v[i].start);
+	for (size_t i = 0; t == TABLE_FILES && w->node && i < v->dropped.count; i++)
+		for (uint64_t j = 0; r == 0 && j < v->dropped.v[i].len; j++)
+			r = w->node(w->ctx, t, 255, v->dropped.v[i].start + j);
 	return r;
 }

@@ -533,6 +533,8 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	r = mmp_take(v);
 	if (r == 0)
 		r = space_open(v);
+	if (r == 0)
+		r = repair_space(v);
 	if (r)
 		goto out;
 	reserve_top_up(v);
@@ -546,9 +548,9 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	v->super.mounts = put32(get32(v->super.mounts) + 1);
 	r = checkpoint_run(v, false);
 	v->merging.count = 0;
-	if (r == 0)
+	if (r == 0 && !v->opt.repair)
 		r = intents_finish(v);
-	if (r == 0)
+	if (r == 0 && !v->opt.repair)
 		r = orphans_evict(v);
 	if (r == 0)
 		r = timer_start(v);
@@ -565,7 +567,7 @@ static int open_ro(struct volume *v)
 
 	v->replaying = true;
 	r = journal_apply(v);
-	if (r == 0)
+	if (r == 0 && !v->opt.repair)
 		r = intents_finish(v);
 	v->replaying = false;
 	return r;
