@@ -657,6 +657,7 @@ struct explorer {
 	uint8_t *fate;
 	unsigned n, room;
 	uint64_t started, promised;
+	uint64_t from;		/* events before it are durable */
 	uint64_t end;		/* event that ends the stretch */
 	fault_fn fn;
 	void *ctx;
@@ -698,7 +699,7 @@ static int try(struct explorer *x, const char *what)
 		.writes = x->n,
 	};
 	struct rng r = {x->plan->seed ^ (cut.number * 0x2545f4914f6cdd1dull)};
-	uint64_t last = 0;
+	uint64_t last = x->from;
 	size_t used;
 
 	if (x->plan->only && x->plan->only != cut.number)
@@ -848,6 +849,7 @@ int fault_explore(struct fault *f, const struct fault_plan *plan,
 		if (e->type != EVENT_FLUSH)
 			continue;
 		gather(&x, from, i);
+		x.from = from;
 		x.end = i;
 		err = stretch(&x);
 		if (e->value > from) {
@@ -863,6 +865,7 @@ int fault_explore(struct fault *f, const struct fault_plan *plan,
 	}
 	if (final && !err) {
 		gather(&x, from, f->events);
+		x.from = from;
 		x.end = f->events;
 		err = stretch(&x);
 	}
