@@ -368,11 +368,13 @@ int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	      unsigned max, unsigned *count, uint64_t *got)
 {
 	struct volume *v = t->v;
-	int r = take_or_checkpoint(v, goal, n, out, max, count, got,
-				   t->kind == TXN_FREEING);
-
 	unsigned i;
+	int r = take_or_checkpoint(v, goal, n, out, max, count, got,
+				   t->kind == TXN_FREEING ? SPEND_RESERVE
+							  : SPEND_NONE);
 
+	if (r)
+		return r;
 	for (i = 0; i < *count; i++) {
 		r = delta_add(&t->deltas, out[i].start, out[i].len, false);
 		if (r)

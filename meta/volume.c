@@ -213,14 +213,17 @@ static int ring_write_first(struct image *im, const struct disk_super *s,
 	return r;
 }
 
-int volume_format(struct image *im, const struct volume_geometry *g)
+int volume_format(struct image *im, const struct volume_geometry *geometry)
 {
+	struct volume_geometry checked = *geometry, *g = &checked;
 	struct volume_options opt = {.no_threads = true, .program = "mkfs"};
 	struct disk_super s, none = {0};
 	struct volume *v;
 	char msg[256];
-	int r;
+	int r = volume_geometry_check(g, msg, sizeof(msg));
 
+	if (r)
+		return r;
 	super_make(&s, g);
 	/* The old superblocks first: what is half made shall not be mounted. */
 	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
@@ -319,6 +322,8 @@ int volume_tick(struct volume *v)
 
 	if (v->readonly)
 		return 0;
+	if (atomic_load(&v->failed))
+		return -EIO;
 	lock_lock(&v->journal);
 	durable = v->durable_seq;
 	if (seq == v->mark_seq)
@@ -734,7 +739,7 @@ void volume_stat(struct volume *v, struct volume_stat *out)
 	out->checkpoints = atomic_load(&v->n_checkpoints);
 	out->replayed_groups = v->replayed_groups;
 	out->mounts = get32(v->super.mounts);
-	out->readonly = v->readonly;
+	out->readonly = volume_readonly(v);
 	out->failed = atomic_load(&v->failed) != 0;
 	out->was_clean = v->was_clean;
 	memcpy(out->uuid, v->super.uuid, sizeof(out->uuid));
