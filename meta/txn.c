@@ -370,9 +370,10 @@ int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	struct volume *v = t->v;
 	int r = take_or_checkpoint(v, goal, n, out, max, count, got,
 				   t->kind == TXN_FREEING);
-
 	unsigned i;
 
+	if (r)
+		return r;
 	for (i = 0; i < *count; i++) {
 		r = delta_add(&t->deltas, out[i].start, out[i].len, false);
 		if (r)
