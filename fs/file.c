@@ -111,13 +111,12 @@ static int block_load(struct fs *fs, struct inode *ip, uint64_t blk, void *buf)
 }
 
 /*
- * Write [off, off + len), which touches at most COPY_BYTES of blocks, through
- * a buffer that takes in what the blocks at both ends hold beside it.
+ * Write [off, off + len) through a buffer that has room for all blocks
+ * concerned and takes in what those at both ends hold beside it.
  */
-static int write_copied(struct fs *fs, struct txn *t, struct inode *ip,
-			const void *buf, size_t len, uint64_t off)
+static int write_through(struct fs *fs, struct txn *t, struct inode *ip,
+			 const void *buf, size_t len, uint64_t off, uint8_t *copy)
 {
-	uint8_t copy[COPY_BYTES] __attribute__((aligned(4096)));
 	uint64_t first = off >> fs->shift, end = off + len;
 	uint64_t n = blocks_up(fs, end) - first;
 	size_t head = off & fs_mask(fs), total = n << fs->shift;
@@ -138,26 +137,30 @@ static int write_copied(struct fs *fs, struct txn *t, struct inode *ip,
 	return map_write(t, ip, first, n, copy);
 }
 
-/* Whole blocks go from the caller's buffer, the ragged ends through a copy. */
+static int write_small(struct fs *fs, struct txn *t, struct inode *ip,
+		       const char *buf, size_t len, uint64_t off)
+{
+	uint8_t copy[COPY_BYTES] __attribute__((aligned(4096)));
+
+	return write_through(fs, t, ip, buf, len, off, copy);
+}
+
+/* Whole blocks go from the caller's buffer. */
 static int write_data(struct fs *fs, struct txn *t, struct inode *ip,
 		      const char *buf, size_t len, uint64_t off)
 {
 	const uint64_t mask = fs_mask(fs);
-	size_t head = -off & mask, whole;
-	int err = 0;
+	size_t total = blocks_up(fs, (off & mask) + len) << fs->shift;
+	uint8_t *copy;
+	int err;
 
-	if ((off & mask || (off + len) & mask) &&
-	    blocks_up(fs, (off & mask) + len) << fs->shift <= COPY_BYTES)
-		return write_copied(fs, t, ip, buf, len, off);
-	if (head)
-		err = write_copied(fs, t, ip, buf, head, off);
-	whole = (len - head) & ~mask;
-	if (!err && whole)
-		err = map_write(t, ip, (off + head) >> fs->shift,
-				whole >> fs->shift, buf + head);
-	if (!err && head + whole < len)
-		err = write_copied(fs, t, ip, buf + head + whole,
-				   len - head - whole, off + head + whole);
+	if (!((off | len) & mask))
+		return map_write(t, ip, off >> fs->shift, len >> fs->shift, buf);
+	if (total <= COPY_BYTES)
+		return write_small(fs, t, ip, buf, len, off);
+	copy = aligned_alloc(4096, total);
+	err = copy ? write_through(fs, t, ip, buf, len, off, copy) : -ENOMEM;
+	free(copy);
 	return err;
 }
 
@@ -407,7 +410,8 @@ static int punch_in(struct fs *fs, struct txn *t, struct inode *ip,
 	return err;
 }
 
-static int punch(struct fs *fs, struct inode *ip, struct range r)
+/* The file is then at least `size` long. */
+static int punch(struct fs *fs, struct inode *ip, struct range r, uint64_t size)
 {
 	struct txn *t;
 	int err;
@@ -420,7 +424,7 @@ static int punch(struct fs *fs, struct inode *ip, struct range r)
 		return err;
 	err = punch_in(fs, t, ip, &r);
 	if (!err)
-		err = stamp(t, ip, 0);
+		err = stamp(t, ip, size);
 	err = txn_end(t, err);
 	return err ? err : map_finish(fs->v, ip);
 }
@@ -477,7 +481,7 @@ static int fallocate_locked(struct fs *fs, struct inode *ip, int mode,
 						     ? 0 : FS_WRITE_CACHED);
 
 	if (!err && (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)))
-		err = punch(fs, ip, *r);
+		err = punch(fs, ip, *r, mode & FALLOC_FL_ZERO_RANGE ? size : 0);
 	if (!err && !(mode & FALLOC_FL_PUNCH_HOLE))
 		err = prealloc(fs, ip, r, size);
 	return err;

@@ -66,6 +66,7 @@ static void world_make(struct world *w, uint64_t bytes)
 {
 	struct volume_geometry g = {.bytes = bytes, .root_mode = 0755};
 	const char *tmp = getenv("TMPDIR");
+	char msg[128];
 	int fd;
 
 	snprintf(w->path, sizeof(w->path), "%.40s/test_fs.XXXXXX",
@@ -76,6 +77,7 @@ static void world_make(struct world *w, uint64_t bytes)
 	close(fd);
 	OK(image_open(w->path, IMAGE_WRITE, &w->im));
 	unlink(w->path);
+	OK(volume_geometry_check(&g, msg, sizeof(msg)));
 	OK(volume_format(w->im, &g));
 	world_open(w);
 }
