@@ -657,7 +657,7 @@ struct explorer {
 	uint8_t *fate;
 	unsigned n, room;
 	uint64_t started, promised;
-	uint64_t end;		/* event that ends the stretch */
+	uint64_t from, end;	/* events between which the stretch is */
 	fault_fn fn;
 	void *ctx;
 };
@@ -698,7 +698,7 @@ static int try(struct explorer *x, const char *what)
 		.writes = x->n,
 	};
 	struct rng r = {x->plan->seed ^ (cut.number * 0x2545f4914f6cdd1dull)};
-	uint64_t last = 0;
+	uint64_t last = x->from;
 	size_t used;
 
 	if (x->plan->only && x->plan->only != cut.number)
@@ -804,6 +804,7 @@ static int stretch(struct explorer *x)
 static void gather(struct explorer *x, uint64_t from, uint64_t to)
 {
 	x->n = 0;
+	x->from = from;
 	for (uint64_t i = from; i < to; i++) {
 		const struct event *e = &x->f->log[i];
 

@@ -467,8 +467,8 @@ static int read_state(struct fs *fs, struct state **out, char *why, size_t why_l
 
 			what = "readlink";
 			err = fs_readlink(fs, m->ino, buf, sizeof(buf));
-			if (err >= 0) {
-				size_t len = err > 0 ? (size_t)err : strlen(buf);
+			if (!err) {
+				size_t len = strlen(buf);
 
 				m->data = blob_new(buf, len);
 				err = len == m->size ? 0 : -EUCLEAN;
