@@ -11,8 +11,8 @@
  * blocks, or into ones that were set aside unwritten for just that place (for
  * nothing alive is there), and only the commit makes it the file's.
  *
- * Within one transaction the map is seen as it was before it: at most one call
- * may change a given range.
+ * Within one transaction calls that change the map see what the earlier ones of
+ * it did; map_lookup() and map_read() see the map as it is committed.
  */
 #include "meta/meta_priv.h"
 
@@ -59,6 +59,8 @@ struct overlap {
 	unsigned count, max;
 	bool more;
 	struct map_item *item;
+	const struct txn *t;	/* with its changes; NULL: as committed */
+	uint64_t reached;	/* all items that begin before it were seen */
 };
 
 static int overlap_add(void *ctx, const uint8_t *key, size_t klen,
@@ -70,6 +72,7 @@ static int overlap_add(void *ctx, const uint8_t *key, size_t klen,
 
 	if (o->count == o->max) {
 		o->more = true;
+		o->reached = be64_get(key + 9);
 		return 1;
 	}
 	r = item_decode(m, key, klen, val, vlen);
@@ -78,7 +81,67 @@ static int overlap_add(void *ctx, const uint8_t *key, size_t klen,
 	return r;
 }
 
-static int overlap_load(struct volume *v, struct inode *ip, struct overlap *o)
+/* The item at `blk` is `m` now (NULL: there is none), says the transaction. */
+static void overlap_change(struct overlap *o, uint64_t blk, const struct map_item *m)
+{
+	unsigned i = 0;
+
+	while (i < o->count && o->item[i].blk < blk)
+		i++;
+	if (i < o->count && o->item[i].blk == blk) {
+		o->count--;
+		memmove(&o->item[i], &o->item[i + 1],
+			(o->count - i) * sizeof(*o->item));
+	}
+	if (!m || item_end(m) <= o->from || m->blk >= o->to)
+		return;
+	if (o->count == o->max) {	/* the last one waits for the next time */
+		if (i == o->count) {
+			o->reached = blk;
+			o->more = true;
+			return;
+		}
+		o->count--;
+		o->reached = o->item[o->count].blk;
+		o->more = true;
+	}
+	memmove(&o->item[i + 1], &o->item[i], (o->count - i) * sizeof(*o->item));
+	o->item[i] = *m;
+	o->count++;
+}
+
+/* What earlier calls of the transaction put and deleted, in their order. */
+static int overlap_pending(struct inode *ip, struct overlap *o)
+{
+	const struct disk_jitem *ji = (const void *)o->t->buf;
+	struct key own;
+
+	key_file(&own, ip->ino, KEY_MAP);
+	for (unsigned i = 0; i < o->t->items; i++, ji = item_next(ji)) {
+		size_t klen = get16(ji->klen), vlen = get16(ji->vlen);
+		struct map_item m;
+		uint64_t blk;
+		int r;
+
+		if (ji->type > JITEM_DEL || ji->table != TABLE_FILES ||
+		    klen != own.len + 8u || memcmp(ji->bytes, own.b, own.len))
+			continue;
+		blk = be64_get(ji->bytes + own.len);
+		if (blk >= o->reached)
+			continue;
+		if (ji->type == JITEM_DEL) {
+			overlap_change(o, blk, NULL);
+			continue;
+		}
+		r = item_decode(&m, ji->bytes, klen, ji->bytes + klen, vlen);
+		if (r)
+			return r;
+		overlap_change(o, blk, &m);
+	}
+	return 0;
+}
+
+static int overlap_load_once(struct volume *v, struct inode *ip, struct overlap *o)
 {
 	struct key min, lo, hi;
 	int r;
@@ -91,7 +154,10 @@ static int overlap_load(struct volume *v, struct inode *ip, struct overlap *o)
 		key_file_num(&hi, ip->ino, KEY_MAP, o->to);
 	o->count = 0;
 	o->more = false;
+	o->reached = UINT64_MAX;
 	r = tree_range_floor(v, TABLE_FILES, &min, &lo, &hi, overlap_add, o);
+	if (r >= 0 && o->t && o->t->items)
+		r = overlap_pending(ip, o);
 	if (r == -EFSCORRUPTED)
 		volume_message(v, "inode %llu: bad extent near block %llu",
 			       (unsigned long long)ip->ino,
@@ -99,10 +165,20 @@ static int overlap_load(struct volume *v, struct inode *ip, struct overlap *o)
 	return r < 0 ? r : 0;
 }
 
+/* None means that there is none: not that the transaction deleted the first. */
+static int overlap_load(struct volume *v, struct inode *ip, struct overlap *o)
+{
+	int r;
+
+	while ((r = overlap_load_once(v, ip, o)) == 0 && !o->count && o->more)
+		o->from = o->reached;
+	return r;
+}
+
 int map_lookup(struct volume *v, struct inode *ip, uint64_t blk, struct run *out)
 {
 	struct map_item m[1];
-	struct overlap o = {blk, UINT64_MAX, 0, 1, false, m};
+	struct overlap o = {blk, UINT64_MAX, 0, 1, false, m, NULL, 0};
 	int r = overlap_load(v, ip, &o);
 
 	if (r)
@@ -171,7 +247,7 @@ int map_read(struct volume *v, struct inode *ip, uint64_t blk, uint64_t n,
 	int r = 0;
 
 	while (blk < end && r == 0) {
-		rd.o = (struct overlap){blk, end, 0, 40, false, rd.item};
+		rd.o = (struct overlap){blk, end, 0, 40, false, rd.item, NULL, 0};
 		r = overlap_load(v, ip, &rd.o);
 		for (unsigned i = 0; i < rd.o.count && r == 0; i++) {
 			struct map_item *m = &rd.item[i];
@@ -233,7 +309,7 @@ static struct map_item item_part(const struct map_item *m, uint64_t from,
 /* Let go of blocks that this inode referred to. */
 static int blocks_drop(struct txn *t, struct inode *ip, uint64_t start, uint64_t len)
 {
-	if (ip->a.flags & INODE_SHARED)
+	if (inode_edit(t, ip)->flags & INODE_SHARED)
 		return txn_ref(t, start, len, -1);
 	return txn_free(t, start, len);
 }
@@ -278,7 +354,7 @@ static int range_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to
 		     uint64_t *next)
 {
 	struct map_item *item = malloc(ITEMS_AT_ONCE * sizeof(*item));
-	struct overlap o = {from, to, 0, ITEMS_AT_ONCE, true, item};
+	struct overlap o = {from, to, 0, ITEMS_AT_ONCE, true, item, t, 0};
 	int r = item ? 0 : -ENOMEM;
 
 	while (r == 0 && o.more) {
@@ -428,7 +504,7 @@ static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 		       uint64_t from, uint64_t to)
 {
 	struct map_item *item = malloc(ITEMS_AT_ONCE * sizeof(*item));
-	struct overlap o = {from, to, 0, ITEMS_AT_ONCE, true, item};
+	struct overlap o = {from, to, 0, ITEMS_AT_ONCE, true, item, t, 0};
 	uint64_t fresh = from, seen = from;	/* to be placed; looked at */
 	int r = item ? 0 : -ENOMEM;
 
@@ -440,7 +516,7 @@ static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 			uint64_t a = m->blk > from ? m->blk : from;
 			uint64_t b = item_end(m) < to ? item_end(m) : to;
 			bool keep = m->unwritten &&
-				    !(ip->a.flags & INODE_SHARED) &&
+				    !(inode_edit(t, ip)->flags & INODE_SHARED) &&
 				    w->count < EXTENTS_MAX;
 
 			if (!txn_has_room(t, 14))
@@ -464,7 +540,7 @@ static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 static int run_before(struct txn *t, struct inode *ip, uint64_t blk, uint64_t start,
 		      struct map_item *m, bool *joins)
 {
-	struct overlap o = {blk ? blk - 1 : 0, blk, 0, 1, false, m};
+	struct overlap o = {blk ? blk - 1 : 0, blk, 0, 1, false, m, t, 0};
 	int r;
 
 	*joins = false;
@@ -515,7 +591,7 @@ unsigned map_write_max(const struct volume *v)
 static int goal_find(struct volume *v, struct inode *ip, uint64_t blk)
 {
 	struct map_item m[1];
-	struct overlap o = {blk ? blk - 1 : 0, blk, 0, 1, false, m};
+	struct overlap o = {blk ? blk - 1 : 0, blk, 0, 1, false, m, NULL, 0};
 	int r = blk ? overlap_load(v, ip, &o) : 0;
 
 	if (r == 0 && o.count)
@@ -608,7 +684,7 @@ int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
 	      struct inode *dst, uint64_t dst_blk, uint64_t n, uint64_t *next)
 {
 	struct map_item item[8];
-	struct overlap o = {src_blk, src_blk + n, 0, 8, false, item};
+	struct overlap o = {src_blk, src_blk + n, 0, 8, false, item, t, 0};
 	uint64_t end, cut;
 	int r = overlap_load(t->v, src, &o);
 
