@@ -28,10 +28,10 @@ struct at {
 /* -ENOENT when what it needs is not there: then nothing was done. */
 typedef int (*op_fn)(struct world *w, struct at *at);
 
-#define PATH(ino, path)                          \
-	uint64_t ino = world_path(w, path);      \
-	if (!ino)                                \
-		return -ENOENT
+#define PATH(ino, path)                                   \
+	uint64_t ino = world_path(w, path);               \
+	if (!ino || S_ISCHR(world_mode(w, ino)))          \
+		return -ENOENT	/* gone, or a whiteout */
 
 static int op_create(struct world *w, struct at *at)
 {
@@ -566,7 +566,8 @@ static void run(uint64_t number, uint64_t only)
 	for (unsigned i = 0; i < l.n; i++) {
 		memset(&at, 0, sizeof(at));
 		err = ops[l.op[i]].fn(w, &at);
-		if (err == -ENOENT || err == -EEXIST || err == -ENOTEMPTY)
+		if (err == -ENOENT || err == -EEXIST || err == -ENOTEMPTY ||
+		    err == -ENODATA)
 			continue;	/* the one before took it away */
 		if (err)
 			world_fail(w, "%s: %s", ops[l.op[i]].name, strerror(-err));

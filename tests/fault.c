@@ -657,8 +657,7 @@ struct explorer {
 	uint8_t *fate;
 	unsigned n, room;
 	uint64_t started, promised;
-	uint64_t from;		/* events before it are durable */
-	uint64_t end;		/* event that ends the stretch */
+	uint64_t from, end;	/* events between which the stretch is */
 	fault_fn fn;
 	void *ctx;
 };
@@ -805,6 +804,7 @@ static int stretch(struct explorer *x)
 static void gather(struct explorer *x, uint64_t from, uint64_t to)
 {
 	x->n = 0;
+	x->from = from;
 	for (uint64_t i = from; i < to; i++) {
 		const struct event *e = &x->f->log[i];
 
@@ -849,7 +849,6 @@ int fault_explore(struct fault *f, const struct fault_plan *plan,
 		if (e->type != EVENT_FLUSH)
 			continue;
 		gather(&x, from, i);
-		x.from = from;
 		x.end = i;
 		err = stretch(&x);
 		if (e->value > from) {
@@ -865,7 +864,6 @@ int fault_explore(struct fault *f, const struct fault_plan *plan,
 	}
 	if (final && !err) {
 		gather(&x, from, f->events);
-		x.from = from;
 		x.end = f->events;
 		err = stretch(&x);
 	}

@@ -467,8 +467,8 @@ static int read_state(struct fs *fs, struct state **out, char *why, size_t why_l
 
 			what = "readlink";
 			err = fs_readlink(fs, m->ino, buf, sizeof(buf));
-			if (err >= 0) {
-				size_t len = err > 0 ? (size_t)err : strlen(buf);
+			if (!err) {
+				size_t len = strlen(buf);
 
 				m->data = blob_new(buf, len);
 				err = len == m->size ? 0 : -EUCLEAN;
@@ -636,8 +636,10 @@ static void push(struct world *w, struct state *s)
 	if (n >= w->room) {
 		w->room = 2 * n + 16;
 		w->state = must(realloc(w->state, w->room * sizeof(*w->state)));
+		w->loose = must(realloc(w->loose, w->room * sizeof(*w->loose)));
 	}
 	w->state[n] = s;
+	w->loose[n] = NO_INO;
 }
 
 void world_forget(struct world *w)
@@ -653,6 +655,8 @@ void world_forget(struct world *w)
 		state_put(w->state[i]);
 	memmove(w->state, w->state + drop,
 		(w->t - keep + 1) * sizeof(*w->state));
+	memmove(w->loose, w->loose + drop,
+		(w->t - keep + 1) * sizeof(*w->loose));
 	w->first = keep;
 }
 
@@ -809,6 +813,7 @@ void world_destroy(struct world *w)
 	for (uint64_t i = 0; i <= w->t - w->first; i++)
 		state_put(w->state[i]);
 	free(w->state);
+	free(w->loose);
 	free(w->story);
 	fault_destroy(w->scratch);
 	if (w->own_f)
@@ -877,6 +882,15 @@ static int op_end(struct world *w, struct state *s, int err, int want,
 	w->t++;
 	state_hash(s);
 	push(w, s);
+	return 0;
+}
+
+/* The same for an operation that changes ino[0] in several steps, maybe. */
+static int op_end_loose(struct world *w, struct state *s, const uint64_t *ino,
+			unsigned n)
+{
+	op_end(w, s, 0, 0, ino, n);
+	w->loose[w->t - w->first] = ino[0];
 	return 0;
 }
 
@@ -1281,7 +1295,7 @@ int world_fallocate(struct world *w, uint64_t ino, int mode, uint64_t off,
 
 		memset(edit_data(m, m->size)->b + off, 0, end - off);
 	}
-	return op_end(w, s, 0, 0, INOS(ino));
+	return op_end_loose(w, s, INOS(ino));
 }
 
 int world_copy(struct world *w, uint64_t src, uint64_t src_off, uint64_t dst,
@@ -1310,7 +1324,7 @@ int world_copy(struct world *w, uint64_t src, uint64_t src_off, uint64_t dst,
 	if (n)
 		memcpy(edit_data(to, size)->b + dst_off, copy, (size_t)n);
 	free(copy);
-	return op_end(w, s, 0, 0, INOS(dst, src));
+	return op_end_loose(w, s, INOS(dst, src));
 }
 
 int world_chmod(struct world *w, uint64_t ino, mode_t mode)
@@ -1598,7 +1612,44 @@ static int violation(struct world *w, const struct fault_cut *cut, const char *f
 		   cut->started, text);
 }
 
-/* Which of the allowed states is it? The newest that fits, or UINT64_MAX. */
+static uint8_t byte_at(const struct mnode *m, uint64_t i)
+{
+	return m->data && i < m->data->len ? m->data->b[i] : 0;
+}
+
+/* Is it what a cut inside an operation can leave: `a` before, `b` after? */
+static bool between(const struct state *a, const struct state *b,
+		    const struct state *got, uint64_t ino)
+{
+	struct mnode *old = find(a, ino), *new = find(b, ino), *is = find(got, ino);
+	struct mnode *same;
+	bool fits;
+
+	if (!old || !new || !is || old->gone ||
+	    got->hash - mnode_hash(is) != a->hash - mnode_hash(old))
+		return false;
+	same = mnode_dup(old);
+	same->atime = is->atime;
+	same->mtime = is->mtime;
+	same->ctime = is->ctime;
+	same->size = is->size;
+	blob_put(same->data);
+	same->data = blob_get(is->data);
+	fits = mnode_hash(same) == mnode_hash(is);
+	mnode_put(same);
+	if (is->size != old->size && is->size != new->size &&
+	    (is->size < old->size) == (is->size < new->size))
+		return false;
+	for (uint64_t i = 0; i < is->size && fits; i++)
+		fits = byte_at(is, i) == byte_at(old, i) ||
+		       byte_at(is, i) == byte_at(new, i);
+	return fits;
+}
+
+/*
+ * Which of the allowed states is it? The newest that fits, or UINT64_MAX.
+ * Inside an operation counts as before it.
+ */
 static uint64_t match(const struct world *w, const struct state *got,
 		      const struct fault_cut *cut)
 {
@@ -1608,6 +1659,13 @@ static uint64_t match(const struct world *w, const struct state *got,
 		if (t < w->first)
 			break;
 		if (w->state[t - w->first]->hash == got->hash)
+			return t;
+	}
+	for (uint64_t t = cut->promised; t < last; t++) {
+		uint64_t i = t - w->first;
+
+		if (t >= w->first && w->loose[i + 1] &&
+		    between(w->state[i], w->state[i + 1], got, w->loose[i + 1]))
 			return t;
 	}
 	return UINT64_MAX;
@@ -1640,11 +1698,12 @@ static int no_match(struct world *w, const struct state *got,
 }
 
 /*
- * Open, read, say which state. `t` in: the state it must be, or UINT64_MAX;
- * out: the state.
+ * Open, read, say which state, in *t. *hash is what it must be, if not 0, and
+ * is set.
  */
 static int look(struct world *w, struct fault *f, const struct fault_cut *cut,
-		bool readonly, bool settled, bool use, const char *when, uint64_t *t)
+		bool readonly, bool settled, bool use, const char *when, uint64_t *t,
+		uint64_t *hash)
 {
 	struct volume_options o = w->opt.volume;
 	struct fs_options fo = w->opt.fs;
@@ -1674,11 +1733,11 @@ static int look(struct world *w, struct fault *f, const struct fault_cut *cut,
 	is = match(w, got, cut);
 	if (is == UINT64_MAX)
 		bad = no_match(w, got, cut, when);
-	else if (*t != UINT64_MAX && w->state[*t - w->first]->hash != got->hash)
+	else if (*hash && *hash != got->hash)
 		bad = violation(w, cut, "%s it is operation %" PRIu64 ", before it was %"
 				PRIu64, when, is, *t);
-	else
-		*t = is;
+	*t = is;
+	*hash = got->hash;
 	state_put(got);
 	if (bad)
 		goto out;
@@ -1730,20 +1789,21 @@ static int crash_steps(struct world *w, struct fault *crashed,
 		       const struct fault_cut *cut, uint64_t t)
 {
 	bool use = !w->opt.no_crash_use && cut->number % 4 == 3;
+	uint64_t hash = t == UINT64_MAX ? 0 : w->state[t - w->first]->hash;
 	int bad = 0;
 
 	w->crashes++;
 	if (!w->opt.no_crash_readonly) {
-		bad = look(w, crashed, cut, true, false, false, "read-only,", &t);
+		bad = look(w, crashed, cut, true, false, false, "read-only,", &t, &hash);
 		w->recoveries++;
 	}
 	if (!bad) {
-		bad = look(w, crashed, cut, false, false, use, "recovered,", &t);
+		bad = look(w, crashed, cut, false, false, use, "recovered,", &t, &hash);
 		w->recoveries++;
 	}
 	if (!bad && !w->opt.no_crash_recheck) {
 		if (!use) {
-			bad = look(w, crashed, cut, true, true, false, "once more,", &t);
+			bad = look(w, crashed, cut, true, true, false, "once more,", &t, &hash);
 		} else {
 			/* Names and times moved on; the structures must hold. */
 			struct volume_options o = w->opt.volume;

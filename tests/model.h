@@ -15,6 +15,10 @@
  * report, are taken from the volume: the model holds recovery to them, not to
  * what they ought to be.
  *
+ * Operations that may take several transactions (fallocate, copy_file_range)
+ * can be cut between them: then one inode may hold, byte by byte, what it held
+ * before or after, and nothing else may differ.
+ *
  * world_crash() is the fault_fn that holds a crash image against all that.
  */
 
@@ -49,6 +53,7 @@ struct world {
 	struct fs *fs;
 	/* States first .. t; state[0] is the first one's. */
 	struct state **state;
+	uint64_t *loose;	/* the inode that operation t changed in steps */
 	uint64_t first, t, room;
 	uint64_t promised;
 	/* As of the beginning of the image's log. */
