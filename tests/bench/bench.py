@@ -287,7 +287,7 @@ class Null(FS):
     """Answers the same requests as Spaceweave: attributes, permissions."""
 
     name = "null"
-    options = "data,xattr,default_permissions"
+    options = "data,xattr,acl,killpriv"
     volatile = True
 
     def __init__(self, build):

@@ -11,6 +11,7 @@
  * clone_fd, max_idle_threads=N ...):
  *	data		keep what is written, so that reads return it (otherwise zeroes)
  *	xattr		answer GETXATTR and LISTXATTR (with "none") instead of ENOSYS
+ *	acl		let the kernel check POSIX ACLs (there are none)
  *	open		answer OPEN and OPENDIR instead of ENOSYS
  *	nowriteback	no writeback cache
  *	killpriv	take over from the kernel to clear setuid on writes, so that it does
@@ -77,7 +78,7 @@ static uint64_t node_nr = 1;
 static char zeroes[1 << 20];
 
 static struct {
-	int data, xattr, open, nowriteback;
+	int data, xattr, acl, open, nowriteback;
 	int lead, killpriv;
 	unsigned poll_us, workers;
 } opt = { .workers = 2 };
@@ -208,6 +209,8 @@ static struct node *node_create(const struct fuse_ctx *c, struct node *dir,
 			n->st.st_mode |= S_ISGID;
 	}
 	n->st.st_blksize = 4096;
+	if (opt.acl)
+		n->st.st_mode &= ~c->umask;
 	stamp(&n->st.st_mtim);
 	n->st.st_atim = n->st.st_ctim = n->st.st_mtim;
 	pthread_rwlock_init(&n->data_lock, NULL);
@@ -308,6 +311,8 @@ static void null_init(void *userdata, struct fuse_conn_info *conn)
 				       FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO |
 				       FUSE_CAP_ATOMIC_O_TRUNC);
 	conn->want &= ~FUSE_CAP_READDIRPLUS_AUTO;
+	if (opt.acl)
+		conn->want |= conn->capable & (FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK);
 	if (!opt.nowriteback)
 		conn->want |= conn->capable & FUSE_CAP_WRITEBACK_CACHE;
 	conn->max_write = 1 << 20;
@@ -896,7 +901,7 @@ static const struct fuse_custom_io own_io = { .writev = io_writev, .read = io_re
 
 #define OPT(t, m, v) { t, offsetof(__typeof__(opt), m), v }
 static const struct fuse_opt own_opts[] = {
-	OPT("data", data, 1), OPT("xattr", xattr, 1), OPT("open", open, 1),
+	OPT("data", data, 1), OPT("xattr", xattr, 1), OPT("acl", acl, 1), OPT("open", open, 1),
 	OPT("nowriteback", nowriteback, 1), OPT("poll=%u", poll_us, 0),
 	OPT("workers=%u", workers, 0), OPT("lead", lead, 1),
 	OPT("killpriv", killpriv, 1), FUSE_OPT_END,
@@ -938,7 +943,7 @@ int main(int argc, char *argv[])
 	if (fuse_opt_parse(&args, &opt, own_opts, NULL) || fuse_parse_cmdline(&args, &o))
 		return 2;
 	if (o.show_help || !o.mountpoint) {
-		fprintf(stderr, "usage: nullfs DIR [-o data,xattr,open,nowriteback,killpriv,"
+		fprintf(stderr, "usage: nullfs DIR [-o data,xattr,acl,open,nowriteback,killpriv,"
 				"poll=US,lead,workers=N,...] [-f]\n");
 		return o.show_help ? 0 : 2;
 	}
