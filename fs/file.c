@@ -217,7 +217,9 @@ static int write_chunk(struct fs *fs, struct inode *ip, const char *buf,
 	return txn_end(t, err);
 }
 
-static int write_allowed(const struct inode *ip, uint64_t off, unsigned flags)
+/* May this be written, and is what an earlier error left unfinished done? */
+static int write_allowed(struct fs *fs, struct inode *ip, uint64_t off,
+			 unsigned flags)
 {
 	int err = ip->dead ? -ESTALE : regular(ip);
 
@@ -229,7 +231,7 @@ static int write_allowed(const struct inode *ip, uint64_t off, unsigned flags)
 	if ((ip->a.flags & INODE_APPEND) && off < ip->a.size &&
 	    !(flags & FS_WRITE_CACHED))
 		return -EPERM;
-	return 0;
+	return map_finish(fs->v, ip);
 }
 
 /* What has to be durable if the mount or the inode wants it so. */
@@ -254,7 +256,7 @@ static ssize_t write_once(struct fs *fs, struct inode *ip, const char *buf,
 	if (len > most)
 		len = most - (off & fs_mask(fs));
 	rwlock_write(&ip->lock);
-	err = write_allowed(ip, off, flags);
+	err = write_allowed(fs, ip, off, flags);
 	if (!err)
 		err = write_chunk(fs, ip, buf, len, off, flags, full);
 	*s = settling(ip);
@@ -362,10 +364,12 @@ int file_resize(struct fs *fs, struct inode *ip, int what, const struct stat *st
 {
 	int err = regular(ip);
 
+	if (!err && st->st_size < 0)
+		err = -EINVAL;
+	if (!err)
+		err = map_finish(fs->v, ip);
 	if (err)
 		return err;
-	if (st->st_size < 0)
-		return -EINVAL;
 	/* The same size: blocks set aside beyond it go. */
 	if ((uint64_t)st->st_size > ip->a.size || !ip->a.blks)
 		return grow(fs, ip, what, st);
@@ -477,7 +481,7 @@ static int fallocate_locked(struct fs *fs, struct inode *ip, int mode,
 			    const struct range *r)
 {
 	uint64_t size = mode & FALLOC_FL_KEEP_SIZE ? 0 : r->to;
-	int err = write_allowed(ip, r->from, mode & ~FALLOC_FL_KEEP_SIZE
+	int err = write_allowed(fs, ip, r->from, mode & ~FALLOC_FL_KEEP_SIZE
 						     ? 0 : FS_WRITE_CACHED);
 
 	if (!err && (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)))
@@ -677,7 +681,7 @@ static int copy_allowed(struct fs *fs, struct copying *c)
 	int err = c->src->dead ? -ESTALE : regular(c->src);
 
 	if (!err)
-		err = write_allowed(c->dst, c->dst_off, 0);
+		err = write_allowed(fs, c->dst, c->dst_off, 0);
 	if (err)
 		return err;
 	if (c->src_off >= c->src->a.size) {

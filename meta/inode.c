@@ -95,6 +95,20 @@ static void inode_hash(struct volume *v, struct inode *ip)
 	v->icount++;
 }
 
+/* Was a cut of its map left unfinished, by an error on the way? */
+static int intent_exists(struct volume *v, uint64_t ino, bool *exists)
+{
+	struct disk_intent d;
+	struct key k;
+	size_t len;
+	int r;
+
+	key_refs(&k, KEY_INTENT, ino);
+	r = tree_lookup(v, TABLE_REFS, k.b, k.len, &d, sizeof(d), &len);
+	*exists = r == 0;
+	return r == -ENOENT ? 0 : r;
+}
+
 static int inode_load(struct volume *v, struct inode *ip)
 {
 	struct disk_inode d;
@@ -114,7 +128,7 @@ static int inode_load(struct volume *v, struct inode *ip)
 		return -EFSCORRUPTED;
 	}
 	attr_decode(&d, &ip->a);
-	return 0;
+	return intent_exists(v, ip->ino, &ip->unfinished);
 }
 
 /* The inode if it is in memory, waited for and referenced. */
@@ -420,7 +434,6 @@ static int finish_one(struct volume *v, uint64_t ino)
 	if (r)
 		return r;
 	rwlock_write(&ip->lock);
-	ip->unfinished = true;
 	r = map_finish(v, ip);
 	rwlock_unlock(&ip->lock);
 	inode_put(v, ip);

@@ -224,7 +224,9 @@ static int group_write(struct volume *v, struct group *g)
 	};
 	h->csum = put64(checksum(g->buf, g->len));
 	v->last_csum = get64(h->csum);
+	lock_lock(&v->journal);
 	v->attested_seq = durable;
+	lock_unlock(&v->journal);
 	atomic_fetch_add_explicit(&v->n_groups, 1, memory_order_relaxed);
 	return ring_pwrite(v, g->unit, g->buf, round_unit(g->len));
 }
@@ -366,18 +368,21 @@ int journal_mark(struct volume *v)
 	return g ? journal_write(v, seq, false) : 0;
 }
 
-/* ---- room in the ring ------------------------------------------------------------- */
+/* ---- room in the ring, and in the cache ------------------------------------------------------------- */
 
 int ring_promise(struct volume *v, size_t bytes)
 {
 	int64_t left, need = (int64_t)bytes, keep = (int64_t)v->ring_reserve;
+	uint64_t dirty;
 
 	if (v->replaying)
 		return 0;
 	for (unsigned tries = 0;; tries++) {
 		left = atomic_fetch_sub(&v->ring_free, need) - need;
-		if (left >= keep) {
-			if (left < (int64_t)(v->ring_units * JOURNAL_UNIT / 2))
+		dirty = atomic_load(&v->dirty_nodes);
+		if (left >= keep && (dirty < v->cache_nodes || tries >= 4)) {
+			if (left < (int64_t)(v->ring_units * JOURNAL_UNIT / 2) ||
+			    dirty > v->cache_nodes / 2)
 				volume_kick(v, true);
 			return 0;
 		}

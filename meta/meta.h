@@ -292,6 +292,9 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
  * the caller commits and then, still under the lock, calls map_finish(),
  * which frees the rest. Nobody sees the rest any more only if the caller made
  * it invisible (beyond the size) or holds the lock until map_finish() returns.
+ * If that fails, the rest waits for the next map_finish(), at the latest in
+ * the next mount: whoever changes size or map calls it first. It costs nothing
+ * when nothing waits.
  */
 int map_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to);
 int map_finish(struct volume *v, struct inode *ip);

@@ -1013,7 +1013,7 @@ int tree_init(struct volume *v)
 	v->hash_mask = buckets - 1;
 	v->hash = calloc(buckets, sizeof(*v->hash));
 	v->scratch = malloc(v->block_bytes);
-	v->spares_want = 512;
+	v->spares_want = (2u << 20) / v->block_bytes;
 	return v->hash && v->scratch ? 0 : -ENOMEM;
 }
 
