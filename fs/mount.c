@@ -828,6 +828,14 @@ static int await(int fd, pid_t pid)
 	return WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_FAIL;
 }
 
+/* What the caller had open is none of a daemon's business. */
+static void close_others(int keep)
+{
+	if (keep > 3)
+		close_range(3, (unsigned)keep - 1, 0);
+	close_range((unsigned)keep + 1, ~0u, 0);
+}
+
 static int daemonize(struct options *o)
 {
 	int fd[2];
@@ -843,7 +851,7 @@ static int daemonize(struct options *o)
 		close(fd[1]);
 		return await(fd[0], pid);
 	}
-	close(fd[0]);
+	close_others(fd[1]);
 	setsid();
 	if (chdir("/"))
 		cli_warn("cannot leave the directory: %s", strerror(errno));
