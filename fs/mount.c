@@ -651,6 +651,8 @@ static int start(struct mount *m)
 	if (!serve(m->se, &b))
 		err = -EIO;
 	free(b.block);
+	if (!err)
+		err = face_start(&m->face, m->se);
 	while (!err && m->running < m->o->threads) {
 		err = -pthread_create(&m->workers[m->running], NULL, worker, m);
 		m->running += !err;
@@ -666,6 +668,7 @@ static void stop(struct mount *m)
 	for (unsigned i = 0; i < m->running; i++)
 		pthread_join(m->workers[i], NULL);
 	m->running = 0;
+	face_stop();
 }
 
 /* Root may let the kernel read ahead further than its default. */
