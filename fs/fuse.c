@@ -436,16 +436,159 @@ static void do_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off,
 	reply_err(req, fs_fallocate(fs_of(req), ino, mode, off, len));
 }
 
-static void do_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
-		     struct fuse_file_info *fi)
-{
-	off_t at = fs_lseek(fs_of(req), ino, off, whence);
+/* ---- seeking for data and holes ---------------------------------------------------- */
 
-	(void)fi;
+/*
+ * With the writeback cache the kernel asks where the data are without handing
+ * over the dirty pages first, and holes would be reported where there is data
+ * only in its cache. So before a hole is believed the kernel is made to write
+ * out what it has there, by invalidating just that range (in which a clean
+ * page holds nothing but zeroes). That waits for writes which the workers must
+ * be free to serve: one thread of its own does it, and answers.
+ */
+struct seek {
+	struct seek *next;
+	fuse_req_t req;
+	fuse_ino_t ino;
+	off_t off;
+	int whence;
+};
+
+static struct {
+	struct lock lock;
+	pthread_cond_t wake;
+	pthread_t thread;
+	bool started, stop;
+	struct seek *first, **last;
+	struct face *face;
+	struct fuse_session *se;
+} seeker;
+
+static void seek_reply(fuse_req_t req, off_t at)
+{
 	if (at < 0)
 		reply_err(req, (int)at);
 	else
 		fuse_reply_lseek(req, at);
+}
+
+/* Write out what the kernel has in [from, to); to 0: to the end. */
+static void seek_flush(fuse_ino_t ino, off_t from, off_t to)
+{
+	fuse_lowlevel_notify_inval_inode(seeker.se, ino, from,
+					 to ? to - from : 0);
+}
+
+static off_t seek_data(struct fs *fs, fuse_ino_t ino, off_t off)
+{
+	off_t at = fs_lseek(fs, ino, off, SEEK_DATA);
+
+	if (at == off || (at < 0 && at != -ENXIO))
+		return at;
+	seek_flush(ino, off, at < 0 ? 0 : at);
+	return fs_lseek(fs, ino, off, SEEK_DATA);
+}
+
+static off_t seek_hole(struct fs *fs, fuse_ino_t ino, off_t off)
+{
+	off_t hole = fs_lseek(fs, ino, off, SEEK_HOLE), end = 0;
+
+	/* A hole is one if it still is after what lay in it was written. */
+	for (;;) {
+		off_t from = hole == -ENXIO ? off : hole;
+
+		if (from < 0 || (end && from < end))
+			return hole;
+		end = fs_lseek(fs, ino, from, SEEK_DATA);
+		if (end < 0)
+			end = 0;
+		seek_flush(ino, from, end);
+		hole = fs_lseek(fs, ino, off, SEEK_HOLE);
+		if (!end)
+			return hole;
+	}
+}
+
+static void *seek_run(void *arg)
+{
+	struct seek *s;
+
+	(void)arg;
+	lock_lock(&seeker.lock);
+	while (!seeker.stop) {
+		s = seeker.first;
+		if (!s) {
+			lock_wait(&seeker.lock, &seeker.wake);
+			continue;
+		}
+		seeker.first = s->next;
+		if (!s->next)
+			seeker.last = &seeker.first;
+		lock_unlock(&seeker.lock);
+		seek_reply(s->req, s->whence == SEEK_DATA
+			   ? seek_data(seeker.face->fs, s->ino, s->off)
+			   : seek_hole(seeker.face->fs, s->ino, s->off));
+		free(s);
+		lock_lock(&seeker.lock);
+	}
+	lock_unlock(&seeker.lock);
+	return NULL;
+}
+
+int face_start(struct face *face, struct fuse_session *se)
+{
+	lock_init(&seeker.lock, RANK_LEAF, "seeker");
+	pthread_cond_init(&seeker.wake, NULL);
+	seeker.last = &seeker.first;
+	seeker.face = face;
+	seeker.se = se;
+	seeker.started = !pthread_create(&seeker.thread, NULL, seek_run, NULL);
+	return seeker.started ? 0 : -EAGAIN;
+}
+
+void face_stop(void)
+{
+	if (!seeker.started)
+		return;
+	lock_lock(&seeker.lock);
+	seeker.stop = true;
+	pthread_cond_signal(&seeker.wake);
+	lock_unlock(&seeker.lock);
+	pthread_join(seeker.thread, NULL);
+}
+
+static int seek_queue(const struct seek *what)
+{
+	struct seek *s = malloc(sizeof(*s));
+
+	if (!s)
+		return -ENOMEM;
+	*s = *what;
+	lock_lock(&seeker.lock);
+	*seeker.last = s;
+	seeker.last = &s->next;
+	pthread_cond_signal(&seeker.wake);
+	lock_unlock(&seeker.lock);
+	return 0;
+}
+
+static void do_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
+		     struct fuse_file_info *fi)
+{
+	const struct seek s = {NULL, req, ino, off, whence};
+	const struct face *face = fuse_req_userdata(req);
+	off_t at = fs_lseek(face->fs, ino, off, whence);
+	int err = 0;
+
+	(void)fi;
+	/* Data is data; only a hole may be one in our eyes alone. */
+	if (face->writeback && (at == -ENXIO || at >= 0) &&
+	    !(whence == SEEK_DATA && at == off))
+		err = seek_queue(&s);
+	else
+		seek_reply(req, at);
+	if (err)
+		reply_err(req, err);
 }
 
 static void do_copy_file_range(fuse_req_t req, fuse_ino_t src, off_t src_off,

@@ -651,6 +651,8 @@ static int start(struct mount *m)
 	if (!serve(m->se, &b))
 		err = -EIO;
 	free(b.block);
+	if (!err)
+		err = face_start(&m->face, m->se);
 	while (!err && m->running < m->o->threads) {
 		err = -pthread_create(&m->workers[m->running], NULL, worker, m);
 		m->running += !err;
@@ -666,6 +668,7 @@ static void stop(struct mount *m)
 	for (unsigned i = 0; i < m->running; i++)
 		pthread_join(m->workers[i], NULL);
 	m->running = 0;
+	face_stop();
 }
 
 /* Root may let the kernel read ahead further than its default. */
@@ -828,6 +831,14 @@ static int await(int fd, pid_t pid)
 	return WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_FAIL;
 }
 
+/* What the caller had open is none of a daemon's business. */
+static void close_others(int keep)
+{
+	if (keep > 3)
+		close_range(3, (unsigned)keep - 1, 0);
+	close_range((unsigned)keep + 1, ~0u, 0);
+}
+
 static int daemonize(struct options *o)
 {
 	int fd[2];
@@ -843,7 +854,7 @@ static int daemonize(struct options *o)
 		close(fd[1]);
 		return await(fd[0], pid);
 	}
-	close(fd[0]);
+	close_others(fd[1]);
 	setsid();
 	if (chdir("/"))
 		cli_warn("cannot leave the directory: %s", strerror(errno));
