@@ -115,7 +115,7 @@ static int operate(struct worker *k, unsigned n, uint64_t *ino)
 		st.st_size = (off_t)(len / 2);
 		return err ? err : fs_setattr(k->fs, *ino, FS_SET_SIZE, &st);
 	default:
-		*ino = k->dir;
+		*ino = c < 2 ? 0 : k->dir;
 		if (c < 2)
 			return 0;
 		snprintf(to, sizeof(to), "f%u", c - 2);
@@ -134,7 +134,8 @@ static void *work(void *arg)
 
 		fault_started_by(k->f, k->who, n + 1);
 		err = operate(k, n, &ino);
-		if (!err && rng_below(&r, 3) == 0) {
+		/* Where nothing was done the sync would promise nothing. */
+		if (!err && rng_below(&r, 3) == 0 && ino) {
 			err = fs_fsync(k->fs, ino, false);
 			if (!err)
 				fault_promised_by(k->f, k->who, n + 1);
@@ -175,7 +176,7 @@ static bool matches(struct fs *fs, unsigned who, uint64_t dir, const struct list
 {
 	unsigned files = 0;
 	uint8_t want[16000];
-	char room[20000], *data;
+	char room[24000], *data;
 
 	for (unsigned c = 0; c * CYCLE < n; c++) {
 		unsigned k = n - c * CYCLE;	/* operations of its cycle done */

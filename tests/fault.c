@@ -395,7 +395,13 @@ static int f_flush(struct image *im)
 		usleep(f->slow_us);
 	pthread_mutex_lock(&f->m);
 	if (bad && f->fail_torn) {
-		for (uint64_t i = 0; i < begin; i++)
+		uint64_t durable = 0;
+
+		for (uint64_t i = 0; i < f->events; i++)
+			if (f->log[i].type == EVENT_FLUSH &&
+			    f->log[i].value > durable)
+				durable = f->log[i].value;
+		for (uint64_t i = durable; i < begin; i++)
 			f->log[i].lost = true;
 	}
 	if (!bad && f->record && !f->lie)

@@ -894,8 +894,80 @@ static int op_end_loose(struct world *w, struct state *s, const uint64_t *ino,
 	return 0;
 }
 
+/*
+ * It failed for want of space, in the middle perhaps: then what it did of `s`
+ * stays, and is the newest state.
+ */
+static int op_end_halfway(struct world *w, struct state *s, int err, uint64_t ino);
+
 #define INOS(...) (const uint64_t[]){__VA_ARGS__}, \
 	sizeof((const uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t)
+
+static uint8_t byte_at(const struct mnode *m, uint64_t i)
+{
+	return m->data && i < m->data->len ? m->data->b[i] : 0;
+}
+
+/* Is it what a cut inside an operation can leave: `a` before, `b` after? */
+static bool between(const struct state *a, const struct state *b,
+		    const struct state *got, uint64_t ino)
+{
+	struct mnode *old = find(a, ino), *new = find(b, ino), *is = find(got, ino);
+	struct mnode *same;
+	bool fits;
+
+	if (!old || !new || !is || old->gone ||
+	    got->hash - mnode_hash(is) != a->hash - mnode_hash(old))
+		return false;
+	same = mnode_dup(old);
+	same->atime = is->atime;
+	same->mtime = is->mtime;
+	same->ctime = is->ctime;
+	same->size = is->size;
+	blob_put(same->data);
+	same->data = blob_get(is->data);
+	fits = mnode_hash(same) == mnode_hash(is);
+	mnode_put(same);
+	if (is->size != old->size && is->size != new->size &&
+	    (is->size < old->size) == (is->size < new->size))
+		return false;
+	for (uint64_t i = 0; i < is->size && fits; i++)
+		fits = byte_at(is, i) == byte_at(old, i) ||
+		       byte_at(is, i) == byte_at(new, i);
+	return fits;
+}
+
+static int op_end_halfway(struct world *w, struct state *s, int err, uint64_t ino)
+{
+	struct state *is = state_dup(now(w));
+	struct mnode *m = edit(is, ino);
+
+	story(w, "   = %s\n", strerror(-err));
+	if (!excusable(err))
+		world_fail(w, "answered '%s'", strerror(-err));
+	fault_pause(w->f, true);
+	if (read_attrs(w->fs, m))
+		world_fail(w, "getattr of %" PRIu64, ino);
+	blob_put(m->data);
+	m->data = blob_new(NULL, m->size);
+	if (read_data(w->fs, ino, m->size, m->data->b))
+		world_fail(w, "reading %" PRIu64, ino);
+	fault_pause(w->f, false);
+	state_hash(is);
+	state_hash(s);
+	if (mnode_hash(m) == mnode_hash(find(now(w), ino))) {
+		state_put(is);
+		state_put(s);
+		return err;
+	}
+	if (!find(now(w), ino)->gone && !between(now(w), s, is, ino))
+		world_fail(w, "it failed, and left neither the old nor the new");
+	state_put(s);
+	m->t = ++w->t;
+	push(w, is);
+	w->loose[w->t - w->first] = ino;
+	return err;
+}
 
 uint64_t world_path(const struct world *w, const char *path)
 {
@@ -1285,8 +1357,6 @@ int world_fallocate(struct world *w, uint64_t ino, int mode, uint64_t off,
 	      (unsigned)mode, off, len);
 	s = op_begin(w);
 	err = fs_fallocate(w->fs, ino, mode, (off_t)off, (off_t)len);
-	if (err)
-		return op_end(w, s, err, 0, NULL, 0);
 	m = edit(s, ino);
 	if (!(mode & FALLOC_FL_KEEP_SIZE) && off + len > m->size)
 		edit_data(m, off + len);
@@ -1295,7 +1365,7 @@ int world_fallocate(struct world *w, uint64_t ino, int mode, uint64_t off,
 
 		memset(edit_data(m, m->size)->b + off, 0, end - off);
 	}
-	return op_end_loose(w, s, INOS(ino));
+	return err ? op_end_halfway(w, s, err, ino) : op_end_loose(w, s, INOS(ino));
 }
 
 int world_copy(struct world *w, uint64_t src, uint64_t src_off, uint64_t dst,
@@ -1312,7 +1382,7 @@ int world_copy(struct world *w, uint64_t src, uint64_t src_off, uint64_t dst,
 	s = op_begin(w);
 	n = fs_copy_file_range(w->fs, src, (off_t)src_off, dst, (off_t)dst_off, len);
 	if (n < 0)
-		return op_end(w, s, (int)n, 0, NULL, 0);
+		return op_end_halfway(w, s, (int)n, dst);
 	story(w, "   = %zd\n", n);
 	from = find(s, src);
 	if (src_off + (uint64_t)n > from->size)
@@ -1610,40 +1680,6 @@ static int violation(struct world *w, const struct fault_cut *cut, const char *f
 		   " (operations %" PRIu64 " promised, %" PRIu64 " started): %s",
 		   cut->number, cut->flush, cut->writes, cut->text, cut->promised,
 		   cut->started, text);
-}
-
-static uint8_t byte_at(const struct mnode *m, uint64_t i)
-{
-	return m->data && i < m->data->len ? m->data->b[i] : 0;
-}
-
-/* Is it what a cut inside an operation can leave: `a` before, `b` after? */
-static bool between(const struct state *a, const struct state *b,
-		    const struct state *got, uint64_t ino)
-{
-	struct mnode *old = find(a, ino), *new = find(b, ino), *is = find(got, ino);
-	struct mnode *same;
-	bool fits;
-
-	if (!old || !new || !is || old->gone ||
-	    got->hash - mnode_hash(is) != a->hash - mnode_hash(old))
-		return false;
-	same = mnode_dup(old);
-	same->atime = is->atime;
-	same->mtime = is->mtime;
-	same->ctime = is->ctime;
-	same->size = is->size;
-	blob_put(same->data);
-	same->data = blob_get(is->data);
-	fits = mnode_hash(same) == mnode_hash(is);
-	mnode_put(same);
-	if (is->size != old->size && is->size != new->size &&
-	    (is->size < old->size) == (is->size < new->size))
-		return false;
-	for (uint64_t i = 0; i < is->size && fits; i++)
-		fits = byte_at(is, i) == byte_at(old, i) ||
-		       byte_at(is, i) == byte_at(new, i);
-	return fits;
 }
 
 /*
