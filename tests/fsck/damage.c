@@ -34,7 +34,7 @@
  *   dirty N                          N small transactions, durable, and a crash
  *   truncate BYTES                   of the image
  *
- * Numbers take 0x. A field's VALUE may be +N or -N.
+ * Numbers take 0x. A field's VALUE may be +N or -N, or @PATH, an inode's number.
  */
 #include "meta/repair.h"
 
@@ -104,8 +104,12 @@ static uint64_t number(const char *s)
 	return n;
 }
 
+static uint64_t ino_of(const char *p);
+
 static uint64_t change(uint64_t old, const char *s)
 {
+	if (*s == '@')
+		return ino_of(s + 1);
 	if (*s == '+')
 		return old + number(s + 1);
 	if (*s == '-')

@@ -56,21 +56,21 @@ sed "s|$image|image|" "$work/out"
 cp --sparse=always "$image" "$work/copy"
 case $by in
 p)
-	fsck 1 -fp
-	fsck 0 -fn
+	fsck 1 -fp $data
+	fsck 0 -fn $data
 	;;
 y)
 	status=0
-	timeout 60 "$bin/fsck.spaceweave" -fp "$image" </dev/null >"$work/out" 2>&1 || status=$?
+	timeout 60 "$bin/fsck.spaceweave" -fp $data "$image" </dev/null >"$work/out" 2>&1 || status=$?
 	[ $((status & ~1)) = 4 ] || fail "fsck -p: status $status, not 4 or 5"
 	mv "$work/copy" "$image"
-	fsck 1 -fy
+	fsck 1 -fy $data
 	sed "s|$image|image|" "$work/out"
 	fsck 0 -fn $data
 	;;
 none)
 	status=0
-	timeout 60 "$bin/fsck.spaceweave" -fy "$image" </dev/null >"$work/out" 2>&1 || status=$?
+	timeout 60 "$bin/fsck.spaceweave" -fy $data "$image" </dev/null >"$work/out" 2>&1 || status=$?
 	[ $((status & ~1)) = 4 ] || fail "fsck -y: status $status, not 4 or 5"
 	;;
 esac
