@@ -184,6 +184,8 @@ static void super_make(struct disk_super *s, const struct volume_geometry *g)
 	s->tail_seq = put64(1);
 	s->next_ino = put64(FIRST_INO);
 	s->free_blks = s->blocks;
+	/* No numbers have to be skipped: nobody has been given one. */
+	s->flags = put32(SUPER_CLEAN);
 }
 
 /*

@@ -34,7 +34,7 @@
 #define EXIT_CANCELLED 32
 
 #define LIVE_TRIES 5
-#define ROUNDS 4
+#define ROUNDS 8
 
 struct pass {
 	const char *name;
@@ -280,7 +280,8 @@ static void forget(struct fsck *f)
 	memset(f->nodes, 0, sizeof(f->nodes));
 	memset(f->items, 0, sizeof(f->items));
 	f->inode_count = f->data_blks = f->free_blks = 0;
-	f->drop_lost = f->look_again = f->incomplete = f->bitmaps_lost = false;
+	memset(f->lost, 0, sizeof(f->lost));
+	f->keep_blocks = f->drop_lost = f->look_again = f->incomplete = f->bitmaps_lost = false;
 	f->super_good = false;
 }
 
@@ -419,7 +420,6 @@ static int repair(struct fsck *f)
 		/* what is severely damaged is not written to without -y */
 		if (mode == PROBLEM_PREEN && problem_hopeless())
 			repairs_fini(&f->repairs);
-		again = problem_repaired() || f->repairs.count;
 		if (f->repairs.count) {
 			ret = repair_all(f);
 			if (ret < 0) {
@@ -431,6 +431,7 @@ static int repair(struct fsck *f)
 			}
 		}
 		fixed = fixed || problem_repaired();
+		again = problem_progress();
 		if (!again)
 			break;
 		/* Look at the result; ask nothing twice. */

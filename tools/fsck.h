@@ -29,6 +29,7 @@
 #define INO_SHARES 0x10u	/* it has */
 #define INO_TYPE_ODD 0x20u	/* an entry says another type */
 #define INO_NAMED 0x40u		/* second look: its first entry was met */
+#define INO_ODD_MODE 0x80u	/* it is no known kind of file */
 
 struct ino_rec {
 	uint64_t ino;
@@ -47,8 +48,8 @@ struct dir_rec {
 	uint64_t from;		/* directory that has an entry for it */
 	uint32_t subdirs;
 	uint32_t round;		/* of the search for cycles that met it */
+	bool cycle;		/* it is among its own parents */
 	bool suspect;		/* its entries and its indexes do not agree */
-	bool unreachable;
 };
 
 struct ino_table {
@@ -119,6 +120,7 @@ enum repair_kind {
 	REPAIR_ENTRY_INDEX,	/* entry name in dir `a` gets an index */
 	REPAIR_INDEX_ENTRY,	/* index `b` of dir `a` gets its entry */
 	REPAIR_INDEX_SET,	/* index `b` of dir `a` as its entry has it */
+	REPAIR_ROOT,		/* make the root directory */
 	REPAIR_LOST,		/* ino into lost+found */
 	REPAIR_ORPHAN_ADD,
 	REPAIR_ORPHAN_REMOVE,
@@ -140,6 +142,7 @@ enum repair_field {
 	FIELD_XATTRS,
 	FIELD_SHARED,
 	FIELD_FLAGS,
+	FIELD_MODE,
 	FIELD_ATIME,
 	FIELD_MTIME,
 	FIELD_CTIME,
@@ -205,6 +208,8 @@ struct fsck {
 	bool drop_lost;			/* items without an inode are to go */
 	bool look_again;		/* the second walk is needed */
 	bool incomplete;		/* nodes are lost: counts mean little */
+	bool lost[TABLES];		/* of these tables */
+	bool keep_blocks;		/* free none: who owns them is in doubt */
 	bool bitmaps_lost;		/* some cannot be read */
 	struct repairs repairs;
 	char text[160];			/* for a finding's `what` */
@@ -255,6 +260,13 @@ int fsck_walk(struct fsck *f, enum table t,
 			  const uint8_t *val, size_t vlen));
 /* Mark blocks as owned by inode `ino` (0: the volume). Shared ones are noted. */
 int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len);
+/*
+ * References to blocks, each an extent: fn is told of stretches of one count,
+ * in order, from block 0 to the volume's end.
+ */
+int refs_sweep(struct fsck *f, const struct runs *refs,
+	       int (*fn)(struct fsck *f, uint64_t from, uint64_t to,
+			 uint64_t count));
 /* Is [start, start + len) within the blocks that the allocator deals in? */
 bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len);
 
@@ -274,6 +286,7 @@ int dir_end(struct fsck *f, struct cur *c);
 struct cur {
 	uint64_t ino;
 	bool seen;			/* the inode item was there */
+	bool odd;			/* and of no known kind */
 	struct attr a;
 	/* xattrs */
 	uint32_t xattrs;

@@ -27,7 +27,7 @@ struct look {
 	struct fsck *f;
 	uint64_t dir;			/* whose entries are being collected */
 	struct ents entries, indexes;
-	enum table table;
+	struct runs shares;		/* owned by files, by several of them */
 };
 
 static int ents_add(struct ents *s, uint64_t ino, uint64_t index, uint8_t type,
@@ -206,12 +206,19 @@ static int check_entry(struct look *l, uint64_t dir, const struct ent *e)
 				     dir, e, 0);
 		return 0;
 	}
-	if (r->type != e->type) {
+	if (r->type != e->type && !(r->flags & INO_ODD_MODE)) {
 		if (PROBLEM(P_ENTRY_TYPE, .dir = dir, .ino = e->ino,
 			    .name = e->name, .name_len = e->len,
 			    .what = type_word(e->type)))
 			return later(f, REPAIR_ENTRY_TYPE, P_ENTRY_TYPE, dir, e,
 				     r->type);
+		return 0;
+	}
+	if (r->type == DT_DIR && r->dir && f->inodes.dirs[r->dir - 1].cycle) {
+		if (PROBLEM(P_DIR_CYCLE, .dir = dir, .ino = e->ino,
+			    .name = e->name, .name_len = e->len))
+			return later(f, REPAIR_ENTRY_REMOVE, P_DIR_CYCLE, dir, e,
+				     0);
 		return 0;
 	}
 	if (r->type == DT_DIR && is_second(f, r, dir)) {
@@ -271,22 +278,55 @@ static int look_index(struct look *l, uint64_t dir, uint64_t index,
 
 /* ---- owners ----------------------------------------------------------------------------- */
 
-static void owner(struct look *l, uint64_t start, uint64_t len, const char *who)
+/*
+ * Somebody owns [start, start + len): report what of it others own as well.
+ * Files (ino not 0) can share it; where the volume's own blocks are concerned
+ * nothing can be done, and nothing is freed.
+ */
+static int owner(struct look *l, uint64_t ino, uint64_t start, uint64_t len,
+		 const char *who)
 {
-	struct runs *t = &l->f->twice;
+	struct fsck *f = l->f;
+	struct runs *t = &f->twice;
+	struct repair r = {.kind = REPAIR_ATTR,
+			   .id = P_OWNED_TWICE,
+			   .ino = ino,
+			   .a = FIELD_SHARED};
+	int ret = 0;
 
-	if (!runs_meet(t, start, len))
-		return;
-	for (size_t i = 0; i < t->count; i++) {
+	if (f->lost[TABLE_REFS] || !len || !runs_meet(t, start, len))
+		return 0;
+	for (size_t i = 0; !ret && i < t->count; i++) {
 		uint64_t a = t->v[i].start > start ? t->v[i].start : start;
 		uint64_t b = t->v[i].start + t->v[i].len;
+		bool yes;
 
 		if (b > start + len)
 			b = start + len;
-		if (a < b)
-			PROBLEM(P_OWNED_TWICE, .blk = a, .len = b - a,
-				.what = who);
+		if (a >= b)
+			continue;
+		yes = PROBLEM(P_OWNED_TWICE, .blk = a, .len = b - a, .what = who);
+		if (!ino)
+			f->keep_blocks = true;
+		if (!yes || !ino)
+			continue;
+		ret = runs_add(&l->shares, a, b - a);
+		if (!ret)
+			ret = repair_later(f, &r);
 	}
+	return ret;
+}
+
+/* What several files own is to be counted as shared. */
+static int share(struct fsck *f, uint64_t from, uint64_t to, uint64_t count)
+{
+	struct repair r = {.kind = REPAIR_REF,
+			   .id = P_OWNED_TWICE,
+			   .ino = count,
+			   .a = from,
+			   .b = to - from};
+
+	return count < 2 ? 0 : repair_later(f, &r);
 }
 
 static int look_map(struct look *l, uint64_t ino, uint64_t blk,
@@ -297,21 +337,20 @@ static int look_map(struct look *l, uint64_t ino, uint64_t blk,
 	if (vlen < sizeof(m))
 		return 0;
 	memcpy(&m, val, sizeof(m));
-	owner(l, get64(m.start), get32(m.len),
-	      fsck_text(l->f, "inode %" PRIu64 " from its block %" PRIu64, ino,
-			blk));
-	return 0;
+	return owner(l, ino, get64(m.start), get32(m.len),
+		     fsck_text(l->f, "inode %" PRIu64 " from its block %" PRIu64,
+			       ino, blk));
 }
 
 static int look_node(void *ctx, enum table t, unsigned level, uint64_t block)
 {
 	struct look *l = ctx;
 
-	if (block < 1ull << 62)
-		owner(l, block, 1,
-		      fsck_text(l->f, "a node of level %u of the tree of %s",
-				level, table_name(t)));
-	return 0;
+	if (block >= 1ull << 62)
+		return 0;
+	return owner(l, 0, block, 1,
+		     fsck_text(l->f, "a node of level %u of the tree of %s",
+			       level, table_name(t)));
 }
 
 /* ---- items without an inode ------------------------------------------------------------ */
@@ -347,8 +386,8 @@ static int look_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 		struct disk_space d;
 
 		memcpy(&d, val, sizeof(d));
-		owner(l, get64(d.block), 1,
-		      fsck_text(l->f, "bitmap %" PRIu64, ino));
+		return owner(l, 0, get64(d.block), 1,
+			     fsck_text(l->f, "bitmap %" PRIu64, ino));
 	}
 	if (t != TABLE_FILES || klen < 9)
 		return 0;
@@ -374,13 +413,16 @@ int second_look(struct fsck *f)
 	if (!f->look_again)
 		return 0;
 	runs_sort(&f->twice);
-	for (unsigned i = 0; i < n; i++)
-		owner(&l, fixed[i].start, fixed[i].len,
-		      "superblocks, journal or backup");
+	for (unsigned i = 0; !ret && i < n; i++)
+		ret = owner(&l, 0, fixed[i].start, fixed[i].len,
+			    "superblocks, journal or backup");
 	for (unsigned t = 0; !ret && t < TABLES; t++)
 		ret = volume_walk(f->v, t, &w);
 	if (!ret && l.dir)
 		ret = dir_done(&l);
+	if (!ret && !f->keep_blocks && l.shares.count)
+		ret = refs_sweep(f, &l.shares, share);
+	free(l.shares.v);
 	free(l.entries.v);
 	free(l.indexes.v);
 	return ret;

@@ -115,6 +115,9 @@ static int attr_set(struct fsck *f, const struct repair *r)
 	case FIELD_FLAGS:
 		a->flags = (uint32_t)r->b;
 		break;
+	case FIELD_MODE:
+		a->mode = (uint32_t)r->b;
+		break;
 	default:
 		/* a time out of bounds was read as one within: write that */
 		break;
@@ -322,6 +325,35 @@ static int lost_found_make(struct txn *t, struct inode *root, struct inode **out
 	return ret;
 }
 
+/* The root directory's inode, as mkfs makes it; the entries are still there. */
+static int make_root(struct fsck *f)
+{
+	struct time_ns now = now_time();
+	struct attr a = {.mode = S_IFDIR | 0755,
+			 .nlink = 2,
+			 .parent = ROOT_INO,
+			 .next_index = 3,
+			 .atime = now,
+			 .mtime = now,
+			 .ctime = now,
+			 .btime = now};
+	struct disk_inode d = {0};
+	struct rawkey k;
+	struct txn *t;
+	int ret = txn_begin(f->v, TXN_FREEING, &t);
+
+	if (ret)
+		return ret;
+	attr_encode(&a, &d);
+	file_key(&k, ROOT_INO, KEY_INODE, "", 0);
+	ret = repair_put(t, TABLE_FILES, k.b, k.len, &d, sizeof(d));
+	if (ret) {
+		txn_abort(t);
+		return ret;
+	}
+	return txn_commit(t);
+}
+
 static int lost_found(struct fsck *f, uint64_t *ino)
 {
 	struct dirent_info e;
@@ -427,13 +459,15 @@ static int repair_one(struct fsck *f, const struct repair *r)
 	case REPAIR_INDEX_ENTRY:
 	case REPAIR_INDEX_SET:
 		return entry_change(f, r);
+	case REPAIR_ROOT:
+		return make_root(f);
 	case REPAIR_LOST:
 		return adopt(f, r);
 	case REPAIR_ORPHAN_ADD:
 	case REPAIR_ORPHAN_REMOVE:
 		return orphan_change(f, r);
 	case REPAIR_CUT:
-		return cut(f, r);
+		return f->keep_blocks ? -EBUSY : cut(f, r);
 	case REPAIR_XATTR_REMOVE:
 		return xattr_drop(f, r);
 	case REPAIR_ITEM_REMOVE:
@@ -519,9 +553,14 @@ int repair_all(struct fsck *f)
 	free(release.v);
 	if (ret)
 		return ret;
-	for (size_t i = 0; i < f->repairs.count; i++) {
-		const struct repair *r = &f->repairs.v[i];
+	/* What is shared is marked so before anything can be freed. */
+	for (size_t i = 0; i < 2 * f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i % f->repairs.count];
+		bool first = r->kind == REPAIR_REF ||
+			     (r->kind == REPAIR_ATTR && r->a == FIELD_SHARED);
 
+		if (first != (i < f->repairs.count))
+			continue;
 		ret = repair_one(f, r);
 		if (!ret && r->kind != REPAIR_SUPER)
 			problem_fixed(r->id);
@@ -530,7 +569,7 @@ int repair_all(struct fsck *f)
 		if (ret == -EIO || ret == -EROFS)
 			break;
 		ret = 0;
-		cli_progress("repairs", i, f->repairs.count);
+		cli_progress("repairs", i, 2 * f->repairs.count);
 	}
 	cli_progress_end();
 	closed = volume_close(f->v);

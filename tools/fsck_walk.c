@@ -149,6 +149,7 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 	PROBLEM(P_NODE_BAD, .name = table_name(t), .is = level, .blk = block,
 		.what = what ? what : "unreadable");
 	w->f->incomplete = true;
+	w->f->lost[t] = true;
 	/* Whatever it holds, its block is taken. */
 	if (block < 1ull << 62 && fsck_in_volume(w->f, block, 1))
 		return fsck_own(w->f, 0, block, 1);

@@ -13,7 +13,7 @@
  */
 #include "tools/fsck.h"
 
-#include <stdio.h>
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -109,6 +109,7 @@ static int inode_item(struct fsck *f, const uint8_t *val, size_t vlen)
 	struct disk_inode d;
 	struct ino_rec *r;
 	struct dir_rec *dir;
+	int ret;
 
 	if (vlen != sizeof(d)) {
 		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_FILES),
@@ -129,14 +130,24 @@ static int inode_item(struct fsck *f, const uint8_t *val, size_t vlen)
 	r->type = mode_type(cur.a.mode);
 	if (cur.ino < FIRST_INO && cur.ino != ROOT_INO)
 		PROBLEM(P_INODE_NUMBER, .ino = cur.ino);
-	if (!f->groups && cur.ino >= get64(f->super.next_ino) &&
+	if (!f->changes && cur.ino >= get64(f->super.next_ino) &&
 	    cur.ino + 1 > f->next_ino_want)
 		f->next_ino_want = cur.ino + 1;
-	if (!mode_known(cur.a.mode)) {
-		char octal[16];
-
-		snprintf(octal, sizeof(octal), "%o", cur.a.mode);
-		PROBLEM(P_INODE_MODE, .ino = cur.ino, .what = octal);
+	if (cur.ino == ROOT_INO && !S_ISDIR(cur.a.mode)) {
+		ret = field_wrong(f, P_ROOT_MISSING, "inode 1 is no directory",
+				  FIELD_MODE, cur.a.mode,
+				  S_IFDIR | (cur.a.mode & 07777));
+		if (ret)
+			return ret;
+		/* what follows is looked at as if it were one */
+		cur.a.mode = S_IFDIR | (cur.a.mode & 07777);
+		r->type = DT_DIR;
+	}
+	cur.odd = !mode_known(cur.a.mode);
+	if (cur.odd) {
+		/* its entries may know better: pass 6 reports it */
+		r->flags |= INO_ODD_MODE;
+		return 0;
 	}
 	if (S_ISDIR(cur.a.mode)) {
 		dir = dir_need(&f->inodes, r);
@@ -263,6 +274,8 @@ static void foreign_items(void)
 {
 	const char *what = NULL;
 
+	if (cur.odd)
+		return;
 	if (cur.target_pieces && !S_ISLNK(cur.a.mode))
 		what = "a symbolic link's";
 	if ((cur.entries || cur.indexes) && !S_ISDIR(cur.a.mode))
@@ -289,6 +302,8 @@ static int inode_end(struct fsck *f)
 				   cur.xattrs  ? "an xattr" :
 						 "others";
 
+		if (cur.ino == ROOT_INO)
+			return 0;	/* pass 5 has a better repair */
 		if (PROBLEM(P_INODE_MISSING, .ino = cur.ino, .what = what))
 			f->drop_lost = true;
 		f->look_again = true;

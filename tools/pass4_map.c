@@ -106,8 +106,10 @@ int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 		PROBLEM(P_MAP_RUN, .ino = c->ino, .is = blk, .what = why);
 		return 0;
 	}
-	if (blk < c->map_end)
+	if (blk < c->map_end) {
 		PROBLEM(P_MAP_ORDER, .ino = c->ino, .is = blk);
+		f->keep_blocks = true;	/* cutting such a map is a guess */
+	}
 	if (blk + len > c->map_end)
 		c->map_end = blk + len;
 	c->blks += len;

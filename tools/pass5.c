@@ -73,7 +73,8 @@ static void check_reach(struct fsck *f, uint32_t first)
 		if (d->round && d->round != round)
 			return;		/* an earlier search went on from here */
 		if (d->round == round) {
-			PROBLEM(P_DIR_CYCLE, .ino = d->ino);
+			d->cycle = true;
+			f->look_again = true;
 			return;
 		}
 		d->round = round;
@@ -92,10 +93,12 @@ int pass5(struct fsck *f)
 	const struct ino_rec *root = ino_find(t, ROOT_INO);
 	int ret = 0;
 
-	if (!root || !(root->flags & INO_SEEN))
-		PROBLEM(P_ROOT_MISSING, .what = "there is no inode 1");
-	else if (root->type != DT_DIR)
-		PROBLEM(P_ROOT_MISSING, .what = "inode 1 is no directory");
+	if (!root || !(root->flags & INO_SEEN)) {
+		struct repair r = {.kind = REPAIR_ROOT, .id = P_ROOT_MISSING};
+
+		if (PROBLEM(P_ROOT_MISSING, .what = "there is no inode 1"))
+			ret = repair_later(f, &r);
+	}
 	for (size_t i = 0; !ret && i < t->count; i++) {
 		struct ino_rec *r = &t->rec[i];
 

@@ -33,6 +33,15 @@ static int refs_remove(struct fsck *f, enum problem_id id, enum refs_key type,
 	return repair_later(f, &r);
 }
 
+/* Of no known kind: what its entry says, if there is one. */
+static int check_kind(struct fsck *f, const struct ino_rec *r)
+{
+	if (!PROBLEM(P_INODE_MODE, .ino = r->ino))
+		return 0;
+	return later(f, REPAIR_ATTR, P_INODE_MODE, r, FIELD_MODE,
+		     (uint64_t)(r->links ? r->entry_type : DT_REG) << 12 | 0600);
+}
+
 static int check_links(struct fsck *f, const struct ino_rec *r)
 {
 	if (r->type == DT_DIR)
@@ -71,7 +80,7 @@ static int check_orphan(struct fsck *f, const struct ino_rec *r)
 		return later(f, REPAIR_ATTR, P_ORPHAN_LINKED, r, FIELD_NLINK, 0);
 	}
 	if (!orphan && r->flags & INO_SEEN && !r->nlink && !r->links &&
-	    r->type != DT_DIR) {
+	    r->type != DT_DIR && !f->lost[TABLE_REFS]) {
 		if (PROBLEM(P_ORPHAN_MISSING, .ino = r->ino))
 			return later(f, REPAIR_ORPHAN_ADD, P_ORPHAN_MISSING, r,
 				     0, 0);
@@ -89,10 +98,13 @@ int pass6(struct fsck *f)
 
 		if (r->links && (!(r->flags & INO_SEEN) ||
 				 r->flags & INO_TYPE_ODD ||
-				 r->entry_type != r->type ||
+				 (r->entry_type != r->type &&
+				  !(r->flags & INO_ODD_MODE)) ||
 				 r->flags & INO_ORPHAN))
 			f->look_again = true;
-		if (r->flags & INO_SEEN)
+		if (r->flags & INO_ODD_MODE)
+			ret = check_kind(f, r);
+		else if (r->flags & INO_SEEN)
 			ret = check_links(f, r);
 		if (!ret)
 			ret = check_orphan(f, r);

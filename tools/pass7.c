@@ -10,6 +10,8 @@
 
 #include <stdlib.h>
 
+/* ---- the sweep -------------------------------------------------------------- */
+
 struct edge {
 	uint64_t at;
 	int64_t by;
@@ -22,16 +24,46 @@ static int edge_cmp(const void *a, const void *b)
 	return (x->at > y->at) - (x->at < y->at);
 }
 
-/* The counts as they should be. */
-static struct ref_run *stretch;
-static size_t stretches, stretch_room;
+int refs_sweep(struct fsck *f, const struct runs *refs,
+	       int (*fn)(struct fsck *f, uint64_t from, uint64_t to,
+			 uint64_t count))
+{
+	size_t n = 2 * refs->count;
+	struct edge *e = malloc((n ? n : 1) * sizeof(*e));
+	uint64_t at = 0, count = 0;
+	int ret = 0;
 
-static int stretch_note(struct fsck *f, uint64_t start, uint64_t len,
-			uint64_t count)
+	if (!e)
+		return -ENOMEM;
+	for (size_t i = 0; i < refs->count; i++) {
+		const struct extent *x = &refs->v[i];
+
+		e[2 * i] = (struct edge){x->start, 1};
+		e[2 * i + 1] = (struct edge){x->start + x->len, -1};
+	}
+	qsort(e, n, sizeof(*e), edge_cmp);
+	for (size_t i = 0; !ret && i < n; i++) {
+		if (e[i].at > at)
+			ret = fn(f, at, e[i].at, count);
+		at = e[i].at;
+		count = (uint64_t)((int64_t)count + e[i].by);
+	}
+	if (!ret)
+		ret = fn(f, at, f->blocks, count);
+	free(e);
+	return ret;
+}
+
+/* ---- against the table --------------------------------------------------------- */
+
+/* The counts as they should be, and the first item of the table not passed. */
+static struct ref_run *stretch;
+static size_t stretches, stretch_room, ref_next;
+
+static int stretch_note(uint64_t start, uint64_t len, uint64_t count)
 {
 	struct ref_run *last = stretches ? &stretch[stretches - 1] : NULL;
 
-	(void)f;
 	if (last && last->start + last->len == start && last->count == count) {
 		last->len += len;
 		return 0;
@@ -50,7 +82,7 @@ static int stretch_note(struct fsck *f, uint64_t start, uint64_t len,
 }
 
 /* Blocks [from, to) have `count` references: does the table say so? */
-static int check_stretch(struct fsck *f, size_t *ref, uint64_t from, uint64_t to,
+static int check_stretch(struct fsck *f, uint64_t from, uint64_t to,
 			 uint64_t count)
 {
 	int ret = 0;
@@ -59,12 +91,12 @@ static int check_stretch(struct fsck *f, size_t *ref, uint64_t from, uint64_t to
 		const struct ref_run *r;
 		uint64_t end = to;
 
-		while (*ref < f->ref_count &&
-		       f->refs[*ref].start + f->refs[*ref].len <= from)
-			(*ref)++;
-		if (*ref == f->ref_count)
+		while (ref_next < f->ref_count &&
+		       f->refs[ref_next].start + f->refs[ref_next].len <= from)
+			ref_next++;
+		if (ref_next == f->ref_count)
 			return 0;
-		r = &f->refs[*ref];
+		r = &f->refs[ref_next];
 		if (r->start >= to)
 			return 0;
 		if (from < r->start)
@@ -76,7 +108,7 @@ static int check_stretch(struct fsck *f, size_t *ref, uint64_t from, uint64_t to
 			    .is = r->count, .want = count))
 			f->refs_anew = true;
 		if (count > 1)
-			ret = stretch_note(f, from, end - from, count);
+			ret = stretch_note(from, end - from, count);
 		from = end;
 	}
 	return ret;
@@ -123,45 +155,16 @@ static int check_flags(struct fsck *f)
 	return ret;
 }
 
-/* All references, swept in order of address. */
-static int sweep(struct fsck *f)
-{
-	size_t n = 2 * f->shared.count, ref = 0;
-	struct edge *e = malloc((n ? n : 1) * sizeof(*e));
-	uint64_t at = 0, count = 0;
-	int ret = 0;
-
-	if (!e)
-		return -ENOMEM;
-	for (size_t i = 0; i < f->shared.count; i++) {
-		const struct extent *x = &f->shared.v[i];
-
-		e[2 * i] = (struct edge){x->start, 1};
-		e[2 * i + 1] = (struct edge){x->start + x->len, -1};
-	}
-	qsort(e, n, sizeof(*e), edge_cmp);
-	for (size_t i = 0; !ret && i < n; i++) {
-		if (e[i].at > at)
-			ret = check_stretch(f, &ref, at, e[i].at, count);
-		at = e[i].at;
-		count = (uint64_t)((int64_t)count + e[i].by);
-	}
-	if (!ret)
-		ret = check_stretch(f, &ref, at, f->blocks, count);
-	free(e);
-	return ret;
-}
-
 int pass7(struct fsck *f)
 {
 	int ret = 0;
 
 	if (!f->ref_count)
 		return 0;
-	stretches = 0;
+	stretches = ref_next = 0;
 	f->refs_anew = false;
 	if (!f->incomplete)
-		ret = sweep(f);
+		ret = refs_sweep(f, &f->shared, check_stretch);
 	if (!ret && f->refs_anew)
 		ret = refs_anew(f);
 	return ret ? ret : check_flags(f);

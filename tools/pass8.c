@@ -213,6 +213,8 @@ static int check_counts(struct fsck *f)
 	const struct disk_super *s = &f->super;
 	int ret = 0;
 
+	if (f->lost[TABLE_SPACE])
+		f->bitmaps_lost = true;
 	if (!f->bitmaps_lost)
 		ret = count_wrong(f, P_SUPER_FREE, SUPER_FREE, NULL,
 				  get64(s->free_blks), f->blocks - raw_used);

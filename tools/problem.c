@@ -96,8 +96,8 @@ static const struct row rows[PROBLEMS] = {
 
 	[P_INODE_NUMBER] = {"I01", ERROR, NONE,
 		"inode %i has a number that is reserved", NULL},
-	[P_INODE_MODE] = {"I02", SEVERE, NONE,
-		"inode %i has mode 0%w, which is no kind of file", NULL},
+	[P_INODE_MODE] = {"I02", ERROR, FULL,
+		"inode %i is no kind of file", "made what its entry says"},
 	[P_INODE_FIELD] = {"I03", ERROR, FULL,
 		"inode %i: %w is %x", "set to %y"},
 	[P_INODE_TIME] = {"I04", ERROR, FULL,
@@ -108,8 +108,8 @@ static const struct row rows[PROBLEMS] = {
 		"inode %i counts %x blocks, its map holds %y", "count corrected"},
 	[P_INODE_FOREIGN] = {"I07", ERROR, NONE,
 		"inode %i has items that its kind of file has not: %w", NULL},
-	[P_ROOT_MISSING] = {"I08", SEVERE, NONE,
-		"the root directory is missing: %w", NULL},
+	[P_ROOT_MISSING] = {"I08", SEVERE, FULL,
+		"the root directory is missing: %w", "made anew"},
 
 	[P_NAME_BAD] = {"D01", ERROR, FULL,
 		"directory %d: the name '%s' is not allowed: %w", "entry removed"},
@@ -146,9 +146,9 @@ static const struct row rows[PROBLEMS] = {
 		"directory %i has %x links, it should be %y", "corrected"},
 	[P_DIR_LOST] = {"D13", SEVERE, FULL,
 		"directory %i has no entry", "put into lost+found"},
-	[P_DIR_CYCLE] = {"D14", SEVERE, NONE,
-		"directory %i is not reachable from the root: it is among its own parents",
-		NULL},
+	[P_DIR_CYCLE] = {"D14", SEVERE, FULL,
+		"directory %i is among its own parents: entry '%s' in %d",
+		"taken out of there"},
 
 	[P_MAP_RUN] = {"M01", SEVERE, NONE,
 		"inode %i, file block %x: the run makes no sense: %w", NULL},
@@ -200,8 +200,8 @@ static const struct row rows[PROBLEMS] = {
 	[P_REF_FLAG] = {"R03", ERROR, FULL,
 		"inode %i shares blocks, but is not marked so", "marked"},
 
-	[P_OWNED_TWICE] = {"A01", SEVERE, NONE,
-		"%e have more than one owner: %w", NULL},
+	[P_OWNED_TWICE] = {"A01", SEVERE, FULL,
+		"%e have more than one owner: %w", "shared by its owners"},
 	[P_USED_UNOWNED] = {"A02", ERROR, FULL,
 		"%e are in use, but nobody owns them", "freed"},
 	[P_OWNED_FREE] = {"A03", SEVERE, FULL,
@@ -426,6 +426,14 @@ uint64_t problem_repaired(void)
 		if (rows[i].severity != NOTE)
 			n += state.fixed[i];
 	return n;
+}
+
+bool problem_progress(void)
+{
+	for (unsigned i = 0; i < PROBLEMS; i++)
+		if (state.fixed[i])
+			return true;
+	return false;
 }
 
 uint64_t problem_count(enum problem_id id)

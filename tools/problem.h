@@ -142,6 +142,8 @@ void problem_drop(void);
 /* Errors found in this round (notes do not count), and those repaired at once. */
 uint64_t problem_errors(void);
 uint64_t problem_repaired(void);
+/* Was anything done at all, notes included? */
+bool problem_progress(void);
 /* Found in this round: this one? */
 uint64_t problem_count(enum problem_id id);
 /* Was anything found that no repair can bring back? */
