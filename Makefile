@@ -93,6 +93,14 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(call obj,$(TEST_LIB)) $(CORE)
 unit: $(TESTS)		## build and run the tests that need no mount
 	$(Q)fail=0; for t in $(TESTS); do echo "== $$t"; $$t || fail=1; done; exit $$fail
 
+$(BUILD)/bench-alloc: $(BUILD)/tests/bench/bench-alloc.o $(ALLOC)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -lm
+
+.PHONY: bench-alloc
+bench-alloc: $(BUILD)/bench-alloc		## measure the allocator and two stand-ins (QUICK=1: under a minute)
+	$(Q)$(BUILD)/bench-alloc $(if $(QUICK),-q) -j $(BUILD)/bench-alloc.json
+
 .PHONY: clean
 clean:		## remove what was built
 	rm -rf build build-*

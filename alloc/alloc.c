@@ -41,7 +41,7 @@
 
 static void credit_set(struct shard *sh, uint64_t credit)
 {
-	__atomic_store_n(&sh->credit, credit, __ATOMIC_RELAXED);
+	atomic_set(&sh->credit, credit);
 }
 
 /* Take up to `want` units from the pool, not less than `least`, or nothing. */
@@ -220,7 +220,7 @@ static int from_goal(struct op *op, uint64_t goal, uint64_t len,
 	if (len > ALLOC_CHUNK)
 		return -ENOSPC;
 	if (!op->world)
-		lock_lock(&c->lock);
+		latch_lock(&c->latch);
 	if (c->state != CHUNK_READY) {
 		op->need = chunk;
 		err = -ENODATA;
@@ -230,12 +230,12 @@ static int from_goal(struct op *op, uint64_t goal, uint64_t len,
 		goto out;
 	clash = c->win_lo < c->win_hi && at < c->win_hi && at + n > c->win_lo;
 	if (clash && at == c->win_lo && at + n <= c->win_hi) {
-		err = window_bump(c, n);
+		err = window_bump(op, c, n);
 		*out = (struct extent){ base + at, len };
 		goto out;
 	}
 	if (!op->world)
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 	if (clash) {
 		err = window_close_chunk(op, chunk);
 		return err ? err : -EAGAIN;
@@ -243,34 +243,11 @@ static int from_goal(struct op *op, uint64_t goal, uint64_t len,
 	return take_at(op, base + at, n, out);
 out:
 	if (!op->world)
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 	return err;
 }
 
-/* Search the oldest lost chunk again. False when there is none. */
-static bool find_lost(struct op *op)
-{
-	struct shard *sh = op->sh;
-	uint64_t chunk;
-	struct chunk *c;
-	struct hood h;
-
-	if (!sh->lost_count)
-		return false;
-	chunk = sh->lost[--sh->lost_count];
-	c = chunks_peek(&op->a->chunks, chunk);
-	if (hood_lock(op, chunk * ALLOC_CHUNK, chunk * ALLOC_CHUNK + c->units,
-		      &h)) {
-		sh->lost_count++;
-		return false;
-	}
-	c->lost = false;
-	space_index_chunk(op, chunk, false);
-	hood_unlock(op, &h);
-	return !c->lost;
-}
-
-/* Step 2, and 7 on another shard. */
+/* Step 2. */
 static int from_bins(struct op *op, uint32_t len, struct extent *out)
 {
 	struct shard *sh = op->sh;
@@ -285,7 +262,8 @@ static int from_bins(struct op *op, uint32_t len, struct extent *out)
 			int err;
 
 			if (!b->count)
-				sh->filled &= ~(1ull << (run - 1));
+				atomic_set(&sh->filled,
+					   sh->filled & ~(1ull << (run - 1)));
 			err = hint_take(op, start, run, len);
 			if (err == -ENOENT)
 				continue;
@@ -295,7 +273,7 @@ static int from_bins(struct op *op, uint32_t len, struct extent *out)
 				*out = (struct extent){ start, len };
 			return err;
 		}
-	} while (find_lost(op));
+	} while (hints_find_lost(op));
 	return -ENOSPC;
 }
 
@@ -423,7 +401,7 @@ static int from_longest(struct op *op, uint64_t len, struct extent *out)
 			if (err != -ENOSPC)
 				return err;
 		}
-	} while (find_lost(op));
+	} while (hints_find_lost(op));
 	return -ENOSPC;
 }
 
@@ -445,24 +423,31 @@ static int look_here(struct op *op, uint64_t goal, uint64_t len,
 	return err;
 }
 
-/* Step 7. */
-static int look_elsewhere(struct alloc *a, uint64_t len, struct extent *out)
+/*
+ * Step 7: another shard's runs that would do become this one's, a bin at a
+ * time, or else its list of lost chunks. -EAGAIN: look again.
+ */
+static int steal(struct alloc *a, uint64_t len)
 {
 	unsigned own = op_shard_of_thread(a);
+	uint64_t fit = len > a->border ? 0 : ~0ull << (len - 1);
 
-	if (len > a->border)
-		return -ENOSPC;
-	for (unsigned i = 1; i < a->cfg.shards; i++) {
-		struct op op;
-		int err = op_enter_shard(a, &op, (own + i) % a->cfg.shards);
+	for (unsigned i = 1; fit && i < a->cfg.shards; i++) {
+		unsigned from = (own + i) % a->cfg.shards;
+		bool done;
 
-		if (err)
-			return err;
-		err = from_bins(&op, (uint32_t)len, out);
-		op.sh->n.steals += !err;
-		op_leave(&op);
-		if (err != -ENOSPC)
-			return err;
+		if (!(atomic_get(&a->shards[from].filled) & fit) &&
+		    !atomic_get(&a->shards[from].lost_count))
+			continue;
+		latch_lock(&a->shards[own < from ? own : from].latch);
+		latch_lock_nested(&a->shards[own < from ? from : own].latch,
+				  true);
+		done = hints_steal(&a->shards[own], &a->shards[from], fit);
+		a->shards[own].n.steals += done;
+		latch_unlock(&a->shards[own].latch);
+		latch_unlock(&a->shards[from].latch);
+		if (done)
+			return -EAGAIN;
 	}
 	return -ENOSPC;
 }
@@ -552,8 +537,12 @@ static int look(struct op *op, uint64_t goal, uint64_t len, bool whole,
 			err = load_more(a);
 			goto again;
 		}
-		err = look_elsewhere(a, len, out);
-		if (err == -ENOSPC && !whole) {
+		err = steal(a, len);
+		if (err == -EAGAIN) {
+			err = 0;
+			goto again;
+		}
+		if (!whole) {
 			err = op_enter(a, op);
 			if (err)
 				return err;
@@ -802,7 +791,7 @@ static int defer_once(struct op *op, uint64_t s, uint64_t e)
 	FOR_CHUNKS(op, s, e, c, off, n, {
 		(void)off;
 		if (!err)
-			err = chunk_prepare_pending(c);
+			err = chunk_prepare_pending(&op->a->chunks.maps, c);
 	});
 	if (err)
 		return err;
@@ -823,7 +812,7 @@ static int undefer_once(struct op *op, uint64_t s, uint64_t e)
 {
 	if (!all_pending(op, s, e))
 		return -EINVAL;
-	FOR_CHUNKS(op, s, e, c, off, n, chunk_clear_pending(c, off, n));
+	FOR_CHUNKS(op, s, e, c, off, n, chunk_clear_pending(&op->a->chunks.maps, c, off, n));
 	op->sh->n.deferred -= (int64_t)(e - s);
 	return 0;
 }
@@ -952,7 +941,7 @@ static int shards_init(struct alloc *a)
 		return -ENOMEM;
 	memset(a->shards, 0, bytes);
 	for (unsigned i = 0; i < a->cfg.shards; i++)
-		lock_init(&a->shards[i].lock, RANK_SHARD, "shard");
+		latch_init(&a->shards[i].latch, RANK_SHARD, "shard");
 	return 0;
 }
 
@@ -964,7 +953,6 @@ static void shards_fini(struct alloc *a)
 		for (unsigned j = 0; j < BORDER_MAX; j++)
 			free(sh->bins[j].starts);
 		free(sh->lost);
-		lock_fini(&sh->lock);
 	}
 	free(a->shards);
 }

@@ -61,11 +61,12 @@ struct counters {
 };
 
 struct shard {
-	struct lock lock;		/* RANK_SHARD */
-	/* Under lock: */
+	struct latch latch;		/* RANK_SHARD */
+	/* Under latch: */
 	uint64_t credit;		/* free units promised to this shard;
 					   others read it */
-	uint64_t filled;		/* bit i: bins[i] is not empty */
+	uint64_t filled;		/* bit i: bins[i] is not empty; others
+					   read it, and lost_count */
 	struct bin bins[BORDER_MAX];	/* bins[i]: runs of i + 1 units */
 	uint64_t *lost;			/* chunks with runs that have no hint */
 	uint32_t lost_count, lost_max;
@@ -103,6 +104,7 @@ struct op {
 	struct alloc *a;
 	struct shard *sh;
 	bool world;
+	bool refill;			/* hints of one lost chunk come in */
 	uint64_t need;			/* chunk to load, with -ENODATA */
 };
 
@@ -158,6 +160,15 @@ void hint_push(struct op *op, uint64_t start, uint32_t len);
 /* Take the first `len` of such a run. -ENOENT when it is out of date. */
 int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len);
 
+/* Search a chunk of the shard's list again. False when the list is empty. */
+bool hints_find_lost(struct op *op);
+
+/*
+ * Swap the first of the bins `fit` that is not empty in `from` with one's own,
+ * or the lists of lost chunks. False when there is nothing. Both are locked.
+ */
+bool hints_steal(struct shard *own, struct shard *from, uint64_t fit);
+
 /* Windows; these lock what they need themselves. */
 int window_open(struct op *op, unsigned slot, struct pair run, uint64_t from);
 int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
@@ -166,7 +177,7 @@ int window_close(struct op *op, unsigned slot);
 int window_close_chunk(struct op *op, uint64_t chunk);
 uint32_t window_left(struct op *op, unsigned slot);
 /* Take `len` from the front of the window of a locked chunk. */
-int window_bump(struct chunk *c, uint32_t len);
+int window_bump(struct op *op, struct chunk *c, uint32_t len);
 
 /* -- load.c -- */
 
@@ -183,6 +194,10 @@ int state_save(struct alloc *a);
 
 static inline uint64_t chunk_of(uint64_t unit) { return unit / ALLOC_CHUNK; }
 static inline uint32_t off_of(uint64_t unit) { return unit % ALLOC_CHUNK; }
+
+/* For what one thread at a time writes and others look at. */
+#define atomic_get(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define atomic_set(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 
 static inline uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 

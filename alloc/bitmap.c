@@ -113,64 +113,61 @@ static uint32_t bits_clear_below(const uint64_t *bits, uint32_t off, uint32_t ma
 
 /* -- One chunk -- */
 
-static uint64_t *words_new(int byte)
+static uint64_t *map_new(struct pool *maps, int byte)
 {
-	uint64_t *words = malloc(ALLOC_CHUNK_BYTES);
+	uint64_t *map = pool_get(maps);
 
-	if (words)
-		memset(words, byte, ALLOC_CHUNK_BYTES);
-	return words;
+	if (map)
+		memset(map, byte, ALLOC_CHUNK_BYTES);
+	return map;
 }
 
-/* Bits that mean no unit are set. */
-static uint64_t *bits_new(const struct chunk *c)
-{
-	uint64_t *bits = words_new(c->free ? 0 : 0xff);
-
-	if (bits && c->units < ALLOC_CHUNK)
-		bits_set(bits, c->units, ALLOC_CHUNK - c->units);
-	return bits;
-}
-
-int chunk_prepare(struct chunk *c, uint32_t off, uint32_t len)
+int chunk_prepare(struct pool *maps, struct chunk *c, uint32_t off, uint32_t len)
 {
 	if (c->bits || (!off && len == c->units))
 		return 0;
-	c->bits = bits_new(c);
-	return c->bits ? 0 : -ENOMEM;
+	c->bits = map_new(maps, c->free ? 0 : 0xff);
+	if (!c->bits)
+		return -ENOMEM;
+	if (c->units < ALLOC_CHUNK)
+		bits_set(c->bits, c->units, ALLOC_CHUNK - c->units);
+	return 0;
 }
 
-int chunk_prepare_pending(struct chunk *c)
+int chunk_prepare_pending(struct pool *maps, struct chunk *c)
 {
 	if (!c->pending)
-		c->pending = words_new(0);
+		c->pending = map_new(maps, 0);
 	return c->pending ? 0 : -ENOMEM;
 }
 
 /* A chunk that is all the same needs no bitmap. */
-static void drop_bits(struct chunk *c)
+static void map_drop(struct pool *maps, uint64_t **map)
 {
-	free(c->bits);
-	c->bits = NULL;
+	if (*map)
+		pool_put(maps, *map);
+	*map = NULL;
 }
 
-void chunk_mark_used(struct chunk *c, uint32_t off, uint32_t len)
+void chunk_mark_used(struct pool *maps, struct chunk *c, uint32_t off,
+		     uint32_t len)
 {
 	assert(len <= c->free);
 	c->free -= len;
 	if (!c->free)
-		drop_bits(c);
+		map_drop(maps, &c->bits);
 	else
 		bits_set(c->bits, off, len);
 }
 
-void chunk_mark_free(struct chunk *c, uint32_t off, uint32_t len)
+void chunk_mark_free(struct pool *maps, struct chunk *c, uint32_t off,
+		     uint32_t len)
 {
 	c->free += len;
 	c->no_fit = UINT32_MAX;
 	assert(c->free <= c->units);
 	if (c->free == c->units)
-		drop_bits(c);
+		map_drop(maps, &c->bits);
 	else
 		bits_clear(c->bits, off, len);
 }
@@ -198,15 +195,14 @@ void chunk_mark_pending(struct chunk *c, uint32_t off, uint32_t len)
 	c->pending_units += len;
 }
 
-void chunk_clear_pending(struct chunk *c, uint32_t off, uint32_t len)
+void chunk_clear_pending(struct pool *maps, struct chunk *c, uint32_t off,
+			 uint32_t len)
 {
 	c->pending_units -= len;
-	if (c->pending_units) {
+	if (c->pending_units)
 		bits_clear(c->pending, off, len);
-	} else {
-		free(c->pending);
-		c->pending = NULL;
-	}
+	else
+		map_drop(maps, &c->pending);
 }
 
 uint32_t chunk_free_before(const struct chunk *c, uint32_t off, uint32_t max)
@@ -283,7 +279,7 @@ bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start)
 	return false;
 }
 
-void chunk_adopt(struct chunk *c, uint64_t *bits)
+void chunk_adopt(struct pool *maps, struct chunk *c, uint64_t *bits)
 {
 	uint32_t used = 0;
 
@@ -294,7 +290,7 @@ void chunk_adopt(struct chunk *c, uint64_t *bits)
 	c->free = ALLOC_CHUNK - used;
 	c->bits = bits;
 	if (!c->free || c->free == c->units)
-		drop_bits(c);
+		map_drop(maps, &c->bits);
 	c->no_fit = UINT32_MAX;
 	c->state = CHUNK_READY;
 }
@@ -317,25 +313,16 @@ int chunks_init(struct chunks *t, uint64_t units)
 	if (t->pages == MAP_FAILED)
 		return -ENOMEM;
 	lock_init(&t->lock, RANK_CHUNKS, "chunks");
+	pool_init(&t->maps, ALLOC_CHUNK_BYTES, 0, "bitmaps");
 	return 0;
-}
-
-static void page_free(struct chunk *page)
-{
-	for (unsigned i = 0; i < PAGE_CHUNKS; i++) {
-		free(page[i].bits);
-		free(page[i].pending);
-		lock_fini(&page[i].lock);
-	}
-	free(page);
 }
 
 void chunks_fini(struct chunks *t)
 {
 	for (uint64_t i = 0; i < t->dir_bytes / sizeof(*t->pages); i++)
-		if (t->pages[i])
-			page_free(t->pages[i]);
+		free(t->pages[i]);
 	munmap(t->pages, t->dir_bytes);
+	pool_fini(&t->maps);
 	free(t->known);
 	lock_fini(&t->lock);
 }
@@ -345,6 +332,13 @@ struct chunk *chunks_peek(const struct chunks *t, uint64_t index)
 	struct chunk *page = page_load(t, index / PAGE_CHUNKS);
 
 	return page ? &page[index % PAGE_CHUNKS] : NULL;
+}
+
+uint64_t chunks_next(const struct chunks *t, uint64_t index, uint64_t end)
+{
+	while (index < end && !page_load(t, index / PAGE_CHUNKS))
+		index = (index / PAGE_CHUNKS + 1) * PAGE_CHUNKS;
+	return index < end ? index : end;
 }
 
 /* What was said of chunk `index`, or NULL. */
@@ -384,7 +378,7 @@ static struct chunk *page_new(struct chunks *t, uint64_t page)
 		uint64_t first = index * ALLOC_CHUNK;
 		const struct chunks_known *k = known_find(t, index);
 
-		lock_init(&p[i].lock, RANK_CHUNK, "chunk");
+		latch_init(&p[i].latch, RANK_CHUNK, "chunk");
 		p[i].no_fit = UINT32_MAX;
 		if (first < t->units)
 			p[i].units = t->units - first < ALLOC_CHUNK
@@ -447,16 +441,12 @@ int chunks_describe(struct chunks *t, uint64_t first, uint64_t count, bool free)
 
 	lock_lock(&t->lock);
 	err = known_add(t, first, count, free);
-	for (uint64_t i = first; !err && i < end;) {
-		struct chunk *page = page_load(t, i / PAGE_CHUNKS);
-
-		if (!page) {
-			i = (i / PAGE_CHUNKS + 1) * PAGE_CHUNKS;
-			continue;
-		}
-		if (page[i % PAGE_CHUNKS].state == CHUNK_UNKNOWN)
-			chunk_become(&page[i % PAGE_CHUNKS], free);
-		i++;
+	for (uint64_t i = first; !err; i++) {
+		i = chunks_next(t, i, end);
+		if (i == end)
+			break;
+		if (chunks_peek(t, i)->state == CHUNK_UNKNOWN)
+			chunk_become(chunks_peek(t, i), free);
 	}
 	lock_unlock(&t->lock);
 	return err;
@@ -464,16 +454,6 @@ int chunks_describe(struct chunks *t, uint64_t first, uint64_t count, bool free)
 
 size_t chunks_bytes(const struct chunks *t)
 {
-	size_t bytes = t->known_max * sizeof(*t->known) +
-		       t->page_count * PAGE_CHUNKS * sizeof(struct chunk);
-
-	for (uint64_t i = 0; i < t->dir_bytes / sizeof(*t->pages); i++) {
-		struct chunk *page = page_load(t, i);
-
-		for (unsigned j = 0; page && j < PAGE_CHUNKS; j++)
-			bytes += ((page[j].bits != NULL) +
-				  (page[j].pending != NULL)) *
-				 ALLOC_CHUNK_BYTES;
-	}
-	return bytes;
+	return t->known_max * sizeof(*t->known) + pool_bytes(&t->maps) +
+	       t->page_count * PAGE_CHUNKS * sizeof(struct chunk);
 }

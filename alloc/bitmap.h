@@ -14,7 +14,7 @@
  * free units next to a given one stop at a window as if it were in use.
  *
  * Positions are in units from the start of the chunk. The caller holds the
- * chunk's lock, or has stopped the world (see alloc_priv.h).
+ * chunk's latch, or has stopped the world (see alloc_priv.h).
  */
 
 #include <stdbool.h>
@@ -23,6 +23,7 @@
 
 #include "alloc/alloc.h"
 #include "alloc/lock.h"
+#include "alloc/pool.h"
 
 enum chunk_state {
 	CHUNK_UNKNOWN,		/* taken for full until it is loaded */
@@ -31,8 +32,8 @@ enum chunk_state {
 };
 
 struct chunk {
-	struct lock lock;	/* RANK_CHUNK, ascending by number */
-	/* Under lock: */
+	struct latch latch;	/* RANK_CHUNK, ascending by number */
+	/* Under latch: */
 	uint64_t *bits;		/* NULL: wholly free, or full */
 	uint64_t *pending;	/* NULL: nothing pending */
 	uint32_t units;		/* that exist: ALLOC_CHUNK but for the last */
@@ -45,13 +46,18 @@ struct chunk {
 	bool lost;		/* has short runs that no hint points to */
 };
 
-/* Make sure that marking [off, off + len) finds its memory. -ENOMEM. */
-int chunk_prepare(struct chunk *c, uint32_t off, uint32_t len);
-int chunk_prepare_pending(struct chunk *c);
+/*
+ * Make sure that marking [off, off + len) finds its memory, which comes from
+ * and returns to `maps`. -ENOMEM.
+ */
+int chunk_prepare(struct pool *maps, struct chunk *c, uint32_t off, uint32_t len);
+int chunk_prepare_pending(struct pool *maps, struct chunk *c);
 
 /* Mark units that are all free, or all in use, as the other. */
-void chunk_mark_used(struct chunk *c, uint32_t off, uint32_t len);
-void chunk_mark_free(struct chunk *c, uint32_t off, uint32_t len);
+void chunk_mark_used(struct pool *maps, struct chunk *c, uint32_t off,
+		     uint32_t len);
+void chunk_mark_free(struct pool *maps, struct chunk *c, uint32_t off,
+		     uint32_t len);
 
 /* In use, and no free of them pending. */
 bool chunk_all_used(const struct chunk *c, uint32_t off, uint32_t len);
@@ -59,7 +65,8 @@ bool chunk_all_free(const struct chunk *c, uint32_t off, uint32_t len);
 
 bool chunk_all_pending(const struct chunk *c, uint32_t off, uint32_t len);
 void chunk_mark_pending(struct chunk *c, uint32_t off, uint32_t len);
-void chunk_clear_pending(struct chunk *c, uint32_t off, uint32_t len);
+void chunk_clear_pending(struct pool *maps, struct chunk *c, uint32_t off,
+			 uint32_t len);
 
 /*
  * Free units directly below, or from, `off`: at most `max`, and not past a
@@ -77,8 +84,8 @@ uint32_t chunk_next_run(const struct chunk *c, uint32_t off, uint32_t *start);
  */
 bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start);
 
-/* Take over what was loaded: ALLOC_CHUNK_BYTES, malloc'ed, now the chunk's. */
-void chunk_adopt(struct chunk *c, uint64_t *bits);
+/* Take over what was loaded: a piece of `maps`, now the chunk's. */
+void chunk_adopt(struct pool *maps, struct chunk *c, uint64_t *bits);
 
 /*
  * All chunks of a space. A chunk gets its struct when it is first needed; what
@@ -88,6 +95,7 @@ struct chunks {
 	struct chunk **pages;		/* atomic; directory */
 	uint64_t units, count;		/* of the space, in units and chunks */
 	size_t dir_bytes;
+	struct pool maps;		/* bitmaps */
 	struct lock lock;		/* RANK_CHUNKS */
 	/* Under lock: */
 	struct chunks_known {
@@ -103,6 +111,9 @@ void chunks_fini(struct chunks *t);
 
 /* The chunk, or NULL when it has no struct (yet). */
 struct chunk *chunks_peek(const struct chunks *t, uint64_t index);
+
+/* The first chunk from `index` on that has a struct; `end` at most. */
+uint64_t chunks_next(const struct chunks *t, uint64_t index, uint64_t end);
 
 /* The chunk, made when there is none. NULL: no memory. */
 struct chunk *chunks_get(struct chunks *t, uint64_t index);

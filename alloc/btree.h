@@ -9,14 +9,14 @@
  *
  * Every call is atomic with respect to every other; none blocks but for the
  * few instructions in which another thread changes the very node it needs.
- * Takes no lock but that of the node pool (RANK_LEAF).
+ * Takes no lock but the latch of the node pool (RANK_LEAF).
  */
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "alloc/lock.h"
+#include "alloc/pool.h"
 
 struct pair {
 	uint64_t k, v;
@@ -28,12 +28,7 @@ struct btree {
 	uint64_t version;		/* latch of `root` */
 	struct btree_node *root;
 	bool unique;			/* no two pairs have the same k */
-	struct lock pool_lock;
-	/* Under pool_lock: */
-	struct btree_node *spare;	/* chained nodes */
-	size_t spares;			/* also read without the lock */
-	void *slabs;			/* chained, freed by btree_fini() */
-	size_t slab_count;
+	struct pool pool;		/* of nodes */
 };
 
 /* Returns 0 or -ENOMEM. */

@@ -24,13 +24,13 @@ static int chunk_state(struct alloc *a, uint64_t chunk, int to)
 
 	if (!c)
 		return CHUNK_UNKNOWN;
-	lock_lock(&sh->lock);
-	lock_lock(&c->lock);
+	latch_lock(&sh->latch);
+	latch_lock(&c->latch);
 	state = c->state;
 	if (to >= 0)
 		c->state = (uint8_t)to;
-	lock_unlock(&c->lock);
-	lock_unlock(&sh->lock);
+	latch_unlock(&c->latch);
+	latch_unlock(&sh->latch);
 	return state;
 }
 
@@ -42,13 +42,14 @@ static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expec
 	int err = op_enter_world(a, &op);
 
 	if (err) {
-		free(bits);
+		pool_put(&a->chunks.maps, bits);
 		return err;
 	}
 	c = chunks_peek(&a->chunks, chunk);
-	chunk_adopt(c, bits);
+	chunk_adopt(&a->chunks.maps, c, bits);
 	if (expect != UINT32_MAX && c->free != expect) {
-		free(c->bits);
+		if (c->bits)
+			pool_put(&a->chunks.maps, c->bits);
 		c->bits = NULL;
 		c->free = 0;
 		c->state = CHUNK_LOADING;
@@ -69,14 +70,14 @@ static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expec
 
 static int load_and_adopt(struct alloc *a, uint64_t chunk, uint32_t expect)
 {
-	uint64_t *bits = malloc(ALLOC_CHUNK_BYTES);
+	uint64_t *bits = pool_get(&a->chunks.maps);
 	int err;
 
 	if (!bits)
 		return -ENOMEM;
 	err = a->source.load(a->source.ctx, chunk, bits);
 	if (err) {
-		free(bits);
+		pool_put(&a->chunks.maps, bits);
 		return err;
 	}
 	return adopt(a, chunk, bits, expect);
@@ -120,8 +121,11 @@ static int enter_free(struct op *op, uint64_t first, uint64_t end)
 		int err;
 
 		for (stop = i; stop < end; stop++) {
+			stop = chunks_next(&a->chunks, stop, end);
+			if (stop == end)
+				break;
 			c = chunks_peek(&a->chunks, stop);
-			if (c && c->state != CHUNK_UNKNOWN)
+			if (c->state != CHUNK_UNKNOWN)
 				break;
 		}
 		if (stop == i)

@@ -40,10 +40,10 @@ static int free_part(struct alloc *a, uint64_t unit, uint64_t *s, uint64_t *e)
 			op_leave(&op);
 			return -ENOMEM;
 		}
-		lock_lock(&c->lock);
+		latch_lock(&c->latch);
 		err = c->state == CHUNK_READY ? 0 : -ENODATA;
 		len = err ? 0 : chunk_next_run(c, off_of(unit), &off);
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 		op_leave(&op);
 		if (!err)
 			break;
@@ -79,12 +79,12 @@ static int reach_back(struct alloc *a, uint64_t *start)
 		if (space_long_run(a, at - 1, &run)) {
 			at = run.k;
 		} else {
-			lock_lock(&c->lock);
+			latch_lock(&c->latch);
 			if (c->state == CHUNK_READY)
 				while (n < off &&
 				       chunk_all_free(c, off - n - 1, 1))
 					n++;
-			lock_unlock(&c->lock);
+			latch_unlock(&c->latch);
 			at -= n;
 			more = n == off;
 		}
@@ -147,7 +147,7 @@ static void sum_counters(struct alloc *a, struct alloc_stats *out)
 	for (unsigned i = 0; i < a->cfg.shards; i++) {
 		struct counters *n = &a->shards[i].n;
 
-		lock_lock(&a->shards[i].lock);
+		latch_lock(&a->shards[i].latch);
 		out->allocs += n->allocs;
 		out->alloc_units += n->alloc_units;
 		out->frees += n->frees;
@@ -160,7 +160,7 @@ static void sum_counters(struct alloc *a, struct alloc_stats *out)
 		out->saves += n->saves;
 		reserved += n->reserved;
 		deferred += n->deferred;
-		lock_unlock(&a->shards[i].lock);
+		latch_unlock(&a->shards[i].latch);
 	}
 	out->reserved_units = reserved > 0 ? (uint64_t)reserved : 0;
 	out->deferred_units = deferred > 0 ? (uint64_t)deferred : 0;

@@ -45,7 +45,7 @@ int op_enter_shard(struct alloc *a, struct op *op, unsigned i)
 	if (err)
 		return err;
 	*op = (struct op){ .a = a, .sh = &a->shards[i] };
-	lock_lock(&op->sh->lock);
+	latch_lock(&op->sh->latch);
 	return 0;
 }
 
@@ -63,18 +63,18 @@ int op_enter_world(struct alloc *a, struct op *op)
 	*op = (struct op){ .a = a, .world = true };
 	op->sh = &a->shards[op_shard_of_thread(a)];
 	for (unsigned i = 0; i < a->cfg.shards; i++)
-		lock_lock_nested(&a->shards[i].lock, i > 0);
+		latch_lock_nested(&a->shards[i].latch, i > 0);
 	return 0;
 }
 
 void op_leave(struct op *op)
 {
 	if (!op->world) {
-		lock_unlock(&op->sh->lock);
+		latch_unlock(&op->sh->latch);
 		return;
 	}
 	for (unsigned i = op->a->cfg.shards; i-- > 0;)
-		lock_unlock(&op->a->shards[i].lock);
+		latch_unlock(&op->a->shards[i].latch);
 }
 
 int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
@@ -89,7 +89,7 @@ int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
 	if (op->world)
 		return 0;
 	for (uint64_t i = h->first; i <= h->last; i++)
-		lock_lock_nested(&chunks_peek(&a->chunks, i)->lock,
+		latch_lock_nested(&chunks_peek(&a->chunks, i)->latch,
 				 i > h->first);
 	return 0;
 }
@@ -99,7 +99,7 @@ void hood_unlock(struct op *op, const struct hood *h)
 	if (op->world)
 		return;
 	for (uint64_t i = h->first; i <= h->last; i++)
-		lock_unlock(&chunks_peek(&op->a->chunks, i)->lock);
+		latch_unlock(&chunks_peek(&op->a->chunks, i)->latch);
 }
 
 /* -- Runs of units, across chunks -- */
@@ -202,7 +202,7 @@ static int prepare(struct op *op, uint64_t s, uint64_t e)
 	int err = 0;
 
 	for (uint64_t at = s; !err && piece_next(op, &at, e, &p);)
-		err = chunk_prepare(p.c, p.off, p.len);
+		err = chunk_prepare(&op->a->chunks.maps, p.c, p.off, p.len);
 	return err;
 }
 
@@ -214,7 +214,7 @@ int space_mark_used(struct op *op, uint64_t s, uint64_t e)
 	if (err)
 		return err;
 	for (uint64_t at = s; piece_next(op, &at, e, &p);)
-		chunk_mark_used(p.c, p.off, p.len);
+		chunk_mark_used(&op->a->chunks.maps, p.c, p.off, p.len);
 	return 0;
 }
 
@@ -337,7 +337,7 @@ int space_give(struct op *op, uint64_t s, uint64_t e)
 	if (err)
 		return err;
 	for (uint64_t at = s; piece_next(op, &at, e, &p);)
-		chunk_mark_free(p.c, p.off, p.len);
+		chunk_mark_free(&op->a->chunks.maps, p.c, p.off, p.len);
 	return 0;
 }
 
@@ -398,16 +398,19 @@ static void lost_push(struct op *op, uint64_t chunk)
 		sh->lost_max = max;
 	}
 	c->lost = true;
-	sh->lost[sh->lost_count++] = chunk;
+	sh->lost[sh->lost_count] = chunk;
+	atomic_set(&sh->lost_count, sh->lost_count + 1);
 }
 
-static bool bin_grow(struct alloc *a, struct bin *b)
+/* `must`: the bound on memory does not count, a chunk's worth is little. */
+static bool bin_grow(struct alloc *a, struct bin *b, bool must)
 {
 	uint32_t more = b->max ? b->max : 64;
 	void *grown;
 
 	if (__atomic_add_fetch(&a->hints, more, __ATOMIC_RELAXED) >
-	    a->hints_max)
+		    a->hints_max &&
+	    !must)
 		goto out;
 	grown = realloc(b->starts, ((size_t)b->max + more) * sizeof(*b->starts));
 	if (!grown)
@@ -425,12 +428,13 @@ void hint_push(struct op *op, uint64_t start, uint32_t len)
 	struct shard *sh = op->sh;
 	struct bin *b = &sh->bins[len - 1];
 
-	if (b->count == b->max && !bin_grow(op->a, b)) {
+	if (b->count == b->max && !bin_grow(op->a, b, op->refill)) {
 		lost_push(op, chunk_of(start));
 		return;
 	}
 	b->starts[b->count++] = start;
-	sh->filled |= 1ull << (len - 1);
+	if (!(sh->filled & 1ull << (len - 1)))
+		atomic_set(&sh->filled, sh->filled | 1ull << (len - 1));
 }
 
 int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len)
@@ -455,6 +459,57 @@ out:
 	return err;
 }
 
+bool hints_find_lost(struct op *op)
+{
+	struct shard *sh = op->sh;
+	uint64_t chunk, units = op->a->units;
+	struct chunk *c;
+	struct hood h;
+
+	if (!sh->lost_count)
+		return false;
+	chunk = sh->lost[sh->lost_count - 1];
+	if (hood_lock(op, chunk * ALLOC_CHUNK,
+		      min_u64((chunk + 1) * ALLOC_CHUNK, units), &h))
+		return false;
+	atomic_set(&sh->lost_count, sh->lost_count - 1);
+	c = chunks_peek(&op->a->chunks, chunk);
+	c->lost = false;
+	op->refill = true;
+	space_index_chunk(op, chunk, false);
+	op->refill = false;
+	hood_unlock(op, &h);
+	return true;
+}
+
+bool hints_steal(struct shard *own, struct shard *from, uint64_t fit)
+{
+	if (from->filled & fit) {
+		unsigned i = (unsigned)__builtin_ctzll(from->filled & fit);
+		struct bin b = own->bins[i];
+
+		own->bins[i] = from->bins[i];
+		from->bins[i] = b;
+		atomic_set(&own->filled, own->filled | 1ull << i);
+		if (!b.count)
+			atomic_set(&from->filled, from->filled & ~(1ull << i));
+		return true;
+	}
+	if (from->lost_count && !own->lost_count) {
+		uint64_t *lost = own->lost;
+		uint32_t max = own->lost_max;
+
+		own->lost = from->lost;
+		own->lost_max = from->lost_max;
+		atomic_set(&own->lost_count, from->lost_count);
+		from->lost = lost;
+		from->lost_max = max;
+		atomic_set(&from->lost_count, 0);
+		return true;
+	}
+	return false;
+}
+
 /* -- Windows -- */
 
 static unsigned owner_id(const struct op *op, unsigned slot)
@@ -472,11 +527,11 @@ static struct chunk *window_lock(struct op *op, unsigned slot, uint64_t *chunk)
 	*chunk = op->sh->windows[slot] - 1;
 	c = chunks_peek(&op->a->chunks, *chunk);
 	if (!op->world)
-		lock_lock(&c->lock);
+		latch_lock(&c->latch);
 	if (c->win_owner == owner_id(op, slot))
 		return c;
 	if (!op->world)
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 	op->sh->windows[slot] = 0;
 	return NULL;
 }
@@ -484,16 +539,17 @@ static struct chunk *window_lock(struct op *op, unsigned slot, uint64_t *chunk)
 static void window_unlock(struct op *op, struct chunk *c)
 {
 	if (!op->world)
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 }
 
-int window_bump(struct chunk *c, uint32_t len)
+int window_bump(struct op *op, struct chunk *c, uint32_t len)
 {
-	int err = chunk_prepare(c, c->win_lo, len);
+	struct pool *maps = &op->a->chunks.maps;
+	int err = chunk_prepare(maps, c, c->win_lo, len);
 
 	if (err)
 		return err;
-	chunk_mark_used(c, c->win_lo, len);
+	chunk_mark_used(maps, c, c->win_lo, len);
 	c->win_lo += len;
 	if (c->win_lo == c->win_hi)
 		c->win_owner = 0;
@@ -527,7 +583,7 @@ int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
 	if (left >= len || !all) {
 		len = len < left ? len : left;
 		*out = (struct extent){ chunk * ALLOC_CHUNK + c->win_lo, len };
-		err = window_bump(c, len);
+		err = window_bump(op, c, len);
 	}
 	window_unlock(op, c);
 	return err;
