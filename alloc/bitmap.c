@@ -26,50 +26,37 @@ static inline uint64_t mask_of(uint32_t off, uint32_t len)
 	return (~0ull >> (64 - len)) << off;
 }
 
+static void bits_fill(uint64_t *bits, uint32_t off, uint32_t len, bool set)
+{
+	uint32_t w = off / 64, bit = off % 64;
+
+	if (bit || len < 64) {
+		uint32_t n = 64 - bit < len ? 64 - bit : len;
+		uint64_t m = mask_of(bit, n);
+
+		bits[w] = set ? bits[w] | m : bits[w] & ~m;
+		w++;
+		len -= n;
+	}
+	if (len >= 64)
+		memset(&bits[w], set ? 0xff : 0, len / 64 * 8);
+	if (len % 64) {
+		uint64_t m = mask_of(0, len % 64);
+
+		w += len / 64;
+		bits[w] = set ? bits[w] | m : bits[w] & ~m;
+	}
+}
+
+static bool bit_get(const uint64_t *bits, uint32_t at)
+{
+	return bits[at / 64] >> at % 64 & 1;
+}
+
 /*
- * Do `once` with (w, m) for each word w that [off, off + len) touches and the
- * mask m of its bits there; whole words but for the first and the last.
+ * The first bit at or after `off` that is set (`flip` 0), or is not (~0),
+ * below `end`; or `end`.
  */
-#define FOR_WORDS(off, len, w, m, once)                                        \
-	do {                                                                   \
-		uint32_t w = (off) / 64, bit_ = (off) % 64, left_ = (len);     \
-		while (left_) {                                                \
-			uint32_t n_ = 64 - bit_ < left_ ? 64 - bit_ : left_;   \
-			uint64_t m = mask_of(bit_, n_);                        \
-			once;                                                  \
-			left_ -= n_;                                           \
-			bit_ = 0;                                              \
-			w++;                                                   \
-		}                                                              \
-	} while (0)
-
-static void bits_set(uint64_t *bits, uint32_t off, uint32_t len)
-{
-	FOR_WORDS(off, len, w, m, bits[w] |= m);
-}
-
-static void bits_clear(uint64_t *bits, uint32_t off, uint32_t len)
-{
-	FOR_WORDS(off, len, w, m, bits[w] &= ~m);
-}
-
-static bool bits_all_set(const uint64_t *bits, uint32_t off, uint32_t len)
-{
-	uint64_t missing = 0;
-
-	FOR_WORDS(off, len, w, m, missing |= ~bits[w] & m);
-	return !missing;
-}
-
-static bool bits_none_set(const uint64_t *bits, uint32_t off, uint32_t len)
-{
-	uint64_t found = 0;
-
-	FOR_WORDS(off, len, w, m, found |= bits[w] & m);
-	return !found;
-}
-
-/* The first bit at or after `off` that is set (or not), below `end`, or `end`. */
 static uint32_t bits_next(const uint64_t *bits, uint32_t off, uint32_t end,
 			  uint64_t flip)
 {
@@ -87,9 +74,6 @@ static uint32_t bits_next(const uint64_t *bits, uint32_t off, uint32_t end,
 	off = w * 64 + (uint32_t)__builtin_ctzll(word);
 	return off < end ? off : end;
 }
-
-#define NEXT_USED(bits, off, end) bits_next(bits, off, end, 0)
-#define NEXT_FREE(bits, off, end) bits_next(bits, off, end, ~0ull)
 
 /* How many bits directly below `off` are not set, at most `max` <= off. */
 static uint32_t bits_clear_below(const uint64_t *bits, uint32_t off, uint32_t max)
@@ -111,42 +95,201 @@ static uint32_t bits_clear_below(const uint64_t *bits, uint32_t off, uint32_t ma
 	return off - at;
 }
 
-/* -- One chunk -- */
+/* -- Edges: a chunk of few runs -- */
 
-static uint64_t *map_new(struct pool *maps, int byte)
+#define EDGE_NONE INT16_MAX		/* may be an edge, too: edges counts */
+
+/* How many edges are not above `off`. */
+static uint32_t edge_rank(const struct chunk *c, uint32_t off)
 {
-	uint64_t *map = pool_get(maps);
+	int16_t at = (int16_t)off, n = 0;
 
-	if (map)
-		memset(map, byte, ALLOC_CHUNK_BYTES);
-	return map;
+	for (unsigned i = 0; i < CHUNK_EDGES; i++)
+		n += c->edge[i] <= at;
+	return (uint32_t)n < c->edges ? (uint32_t)n : c->edges;
 }
 
-int chunk_prepare(struct pool *maps, struct chunk *c, uint32_t off, uint32_t len)
+static void edges_set(struct chunk *c, uint32_t count)
 {
-	if (c->bits || (!off && len == c->units))
-		return 0;
-	c->bits = map_new(maps, c->free ? 0 : 0xff);
-	if (!c->bits)
+	for (uint32_t i = count; i < CHUNK_EDGES; i++)
+		c->edge[i] = EDGE_NONE;
+	c->edges = count;
+}
+
+static void edge_insert(struct chunk *c, uint32_t i, uint32_t off)
+{
+	memmove(&c->edge[i + 1], &c->edge[i],
+		(c->edges - i) * sizeof(*c->edge));
+	c->edge[i] = (int16_t)off;
+	c->edges++;
+}
+
+static void edges_remove(struct chunk *c, uint32_t i, uint32_t n)
+{
+	memmove(&c->edge[i], &c->edge[i + n],
+		(c->edges - i - n) * sizeof(*c->edge));
+	for (uint32_t k = 0; k < n; k++)
+		c->edge[--c->edges] = EDGE_NONE;
+}
+
+/*
+ * Units [off, end), all alike, become the opposite: an edge at either end goes
+ * if it is there and comes if it is not. The end of the chunk needs none.
+ */
+static void edges_flip(struct chunk *c, uint32_t off, uint32_t end)
+{
+	uint32_t i = edge_rank(c, off);
+	bool at_off = i && (uint32_t)c->edge[i - 1] == off;
+	bool at_end = i < c->edges && (uint32_t)c->edge[i] == end;
+
+	if (end == ALLOC_CHUNK) {
+		if (at_off)
+			edges_remove(c, i - 1, 1);
+		else
+			edge_insert(c, i, off);
+	} else if (at_off && at_end) {
+		edges_remove(c, i - 1, 2);
+	} else if (at_off) {
+		c->edge[i - 1] = (int16_t)end;
+	} else if (at_end) {
+		c->edge[i] = (int16_t)off;
+	} else {
+		edge_insert(c, i, end);
+		edge_insert(c, i, off);
+	}
+}
+
+/* The same where only the count is kept. Before the bits change. */
+static void edges_count_flip(struct chunk *c, uint32_t off, uint32_t end)
+{
+	bool was = bit_get(c->bits, off);
+
+	c->edges += was == (off && bit_get(c->bits, off - 1)) ? 1u : -1u;
+	if (end < ALLOC_CHUNK)
+		c->edges += was == bit_get(c->bits, end) ? 1u : -1u;
+}
+
+/* Go over to a bitmap. */
+static int edges_to_bits(struct pool *maps, struct chunk *c)
+{
+	uint64_t *bits = pool_get(maps);
+
+	if (!bits)
 		return -ENOMEM;
-	if (c->units < ALLOC_CHUNK)
-		bits_set(c->bits, c->units, ALLOC_CHUNK - c->units);
+	memset(bits, 0, ALLOC_CHUNK_BYTES);
+	for (uint32_t i = 0; i < c->edges; i += 2) {
+		uint32_t off = (uint32_t)c->edge[i];
+		uint32_t end = i + 1 < c->edges ? (uint32_t)c->edge[i + 1]
+						: ALLOC_CHUNK;
+
+		bits_fill(bits, off, end - off, true);
+	}
+	c->bits = bits;
 	return 0;
+}
+
+/* And back. */
+static void bits_to_edges(struct pool *maps, struct chunk *c)
+{
+	uint32_t n = 0, at = 0;
+
+	for (;; n++) {
+		at = bits_next(c->bits, at, ALLOC_CHUNK, n % 2 ? ~0ull : 0);
+		if (at == ALLOC_CHUNK)
+			break;
+		c->edge[n] = (int16_t)at;
+	}
+	edges_set(c, n);
+	pool_put(maps, c->bits);
+	c->bits = NULL;
+}
+
+/* -- One chunk, in either form -- */
+
+static uint32_t next_used(const struct chunk *c, uint32_t off, uint32_t end)
+{
+	uint32_t i, at;
+
+	if (c->bits)
+		return bits_next(c->bits, off, end, 0);
+	if (off >= end)
+		return end;
+	i = edge_rank(c, off);
+	if (i % 2)
+		return off;
+	at = i < c->edges ? (uint32_t)c->edge[i] : end;
+	return at < end ? at : end;
+}
+
+static uint32_t next_free(const struct chunk *c, uint32_t off, uint32_t end)
+{
+	uint32_t i, at;
+
+	if (c->bits)
+		return bits_next(c->bits, off, end, ~0ull);
+	if (off >= end)
+		return end;
+	i = edge_rank(c, off);
+	if (i % 2 == 0)
+		return off;
+	at = i < c->edges ? (uint32_t)c->edge[i] : end;
+	return at < end ? at : end;
+}
+
+static uint32_t clear_below(const struct chunk *c, uint32_t off, uint32_t max)
+{
+	uint32_t i, low;
+
+	if (c->bits)
+		return bits_clear_below(c->bits, off, max);
+	if (!off)
+		return 0;
+	i = edge_rank(c, off - 1);
+	if (i % 2)
+		return 0;
+	low = i ? (uint32_t)c->edge[i - 1] : 0;
+	return off - low < max ? off - low : max;
+}
+
+void chunk_become(struct chunk *c, bool free)
+{
+	c->free = free ? c->units : 0;
+	c->edge[0] = (int16_t)c->free;
+	edges_set(c, c->free < ALLOC_CHUNK);
+	c->no_fit = UINT32_MAX;
+	c->state = CHUNK_READY;
+}
+
+int chunk_prepare(struct pool *maps, struct chunk *c)
+{
+	if (c->bits || c->edges + 2 <= CHUNK_EDGES)
+		return 0;
+	return edges_to_bits(maps, c);
 }
 
 int chunk_prepare_pending(struct pool *maps, struct chunk *c)
 {
+	if (c->pending)
+		return 0;
+	c->pending = pool_get(maps);
 	if (!c->pending)
-		c->pending = map_new(maps, 0);
-	return c->pending ? 0 : -ENOMEM;
+		return -ENOMEM;
+	memset(c->pending, 0, ALLOC_CHUNK_BYTES);
+	return 0;
 }
 
-/* A chunk that is all the same needs no bitmap. */
-static void map_drop(struct pool *maps, uint64_t **map)
+static void mark(struct pool *maps, struct chunk *c, uint32_t off, uint32_t len,
+		 bool used)
 {
-	if (*map)
-		pool_put(maps, *map);
-	*map = NULL;
+	if (!c->bits) {
+		edges_flip(c, off, off + len);
+		return;
+	}
+	edges_count_flip(c, off, off + len);
+	bits_fill(c->bits, off, len, used);
+	/* Not at once, so as not to be back here soon. */
+	if (c->edges <= CHUNK_EDGES / 2)
+		bits_to_edges(maps, c);
 }
 
 void chunk_mark_used(struct pool *maps, struct chunk *c, uint32_t off,
@@ -154,10 +297,7 @@ void chunk_mark_used(struct pool *maps, struct chunk *c, uint32_t off,
 {
 	assert(len <= c->free);
 	c->free -= len;
-	if (!c->free)
-		map_drop(maps, &c->bits);
-	else
-		bits_set(c->bits, off, len);
+	mark(maps, c, off, len, true);
 }
 
 void chunk_mark_free(struct pool *maps, struct chunk *c, uint32_t off,
@@ -166,32 +306,32 @@ void chunk_mark_free(struct pool *maps, struct chunk *c, uint32_t off,
 	c->free += len;
 	c->no_fit = UINT32_MAX;
 	assert(c->free <= c->units);
-	if (c->free == c->units)
-		map_drop(maps, &c->bits);
-	else
-		bits_clear(c->bits, off, len);
+	mark(maps, c, off, len, false);
 }
 
 bool chunk_all_used(const struct chunk *c, uint32_t off, uint32_t len)
 {
-	if (c->pending && !bits_none_set(c->pending, off, len))
+	uint32_t end = off + len;
+
+	if (c->pending && bits_next(c->pending, off, end, 0) < end)
 		return false;
-	return c->bits ? bits_all_set(c->bits, off, len) : !c->free;
+	return next_free(c, off, end) == end;
 }
 
 bool chunk_all_free(const struct chunk *c, uint32_t off, uint32_t len)
 {
-	return c->bits ? bits_none_set(c->bits, off, len) : c->free > 0;
+	return next_used(c, off, off + len) == off + len;
 }
 
 bool chunk_all_pending(const struct chunk *c, uint32_t off, uint32_t len)
 {
-	return c->pending && bits_all_set(c->pending, off, len);
+	return c->pending &&
+	       bits_next(c->pending, off, off + len, ~0ull) == off + len;
 }
 
 void chunk_mark_pending(struct chunk *c, uint32_t off, uint32_t len)
 {
-	bits_set(c->pending, off, len);
+	bits_fill(c->pending, off, len, true);
 	c->pending_units += len;
 }
 
@@ -199,10 +339,12 @@ void chunk_clear_pending(struct pool *maps, struct chunk *c, uint32_t off,
 			 uint32_t len)
 {
 	c->pending_units -= len;
-	if (c->pending_units)
-		bits_clear(c->pending, off, len);
-	else
-		map_drop(maps, &c->pending);
+	if (c->pending_units) {
+		bits_fill(c->pending, off, len, false);
+	} else {
+		pool_put(maps, c->pending);
+		c->pending = NULL;
+	}
 }
 
 uint32_t chunk_free_before(const struct chunk *c, uint32_t off, uint32_t max)
@@ -215,7 +357,7 @@ uint32_t chunk_free_before(const struct chunk *c, uint32_t off, uint32_t max)
 		max = max < off - c->win_hi ? max : off - c->win_hi;
 	}
 	max = max < off ? max : off;
-	return c->bits ? bits_clear_below(c->bits, off, max) : max;
+	return clear_below(c, off, max);
 }
 
 uint32_t chunk_free_after(const struct chunk *c, uint32_t off, uint32_t max)
@@ -230,32 +372,28 @@ uint32_t chunk_free_after(const struct chunk *c, uint32_t off, uint32_t max)
 		end = c->win_lo;
 	}
 	end = max < end - off ? off + max : end;
-	return (c->bits ? NEXT_USED(c->bits, off, end) : end) - off;
+	return next_used(c, off, end) - off;
 }
 
 uint32_t chunk_next_run(const struct chunk *c, uint32_t off, uint32_t *start)
 {
 	if (c->state != CHUNK_READY || !c->free || off >= c->units)
 		return 0;
-	if (!c->bits) {
-		*start = off;
-		return c->units - off;
-	}
-	*start = NEXT_FREE(c->bits, off, c->units);
-	return NEXT_USED(c->bits, *start, c->units) - *start;
+	*start = next_free(c, off, c->units);
+	return next_used(c, *start, c->units) - *start;
 }
 
 static bool find_between(const struct chunk *c, uint32_t off, uint32_t end,
 			 uint32_t len, uint32_t *start)
 {
 	while (off < end) {
-		uint32_t at = NEXT_FREE(c->bits, off, end);
+		uint32_t at = next_free(c, off, end);
 		uint32_t stop;
 
 		if (at == end)
 			break;
 		stop = at + len <= c->units ? at + len : c->units;
-		off = NEXT_USED(c->bits, at, stop);
+		off = next_used(c, at, stop);
 		if (off - at == len) {
 			*start = at;
 			return true;
@@ -268,10 +406,6 @@ bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start)
 {
 	if (c->state != CHUNK_READY || c->free < len || len >= c->no_fit)
 		return false;
-	if (!c->bits) {
-		*start = off + len <= c->units ? off : 0;
-		return true;
-	}
 	if (find_between(c, off, c->units, len, start) ||
 	    find_between(c, 0, off, len, start))
 		return true;
@@ -281,16 +415,23 @@ bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start)
 
 void chunk_adopt(struct pool *maps, struct chunk *c, uint64_t *bits)
 {
-	uint32_t used = 0;
+	uint64_t before = 0;
 
 	if (c->units < ALLOC_CHUNK)
-		bits_set(bits, c->units, ALLOC_CHUNK - c->units);
-	for (unsigned w = 0; w < WORDS; w++)
-		used += (uint32_t)__builtin_popcountll(bits[w]);
-	c->free = ALLOC_CHUNK - used;
+		bits_fill(bits, c->units, ALLOC_CHUNK - c->units, true);
 	c->bits = bits;
-	if (!c->free || c->free == c->units)
-		map_drop(maps, &c->bits);
+	c->free = ALLOC_CHUNK;
+	c->edges = 0;
+	for (unsigned w = 0; w < WORDS; w++) {
+		uint64_t word = bits[w];
+
+		c->free -= (uint32_t)__builtin_popcountll(word);
+		c->edges += (uint32_t)__builtin_popcountll(
+			word ^ (word << 1 | before >> 63));
+		before = word;
+	}
+	if (c->edges <= CHUNK_EDGES / 2)
+		bits_to_edges(maps, c);
 	c->no_fit = UINT32_MAX;
 	c->state = CHUNK_READY;
 }
@@ -361,18 +502,14 @@ static const struct chunks_known *known_find(const struct chunks *t,
 	return NULL;
 }
 
-static void chunk_become(struct chunk *c, bool free)
-{
-	c->free = free ? c->units : 0;
-	c->state = CHUNK_READY;
-}
-
 static struct chunk *page_new(struct chunks *t, uint64_t page)
 {
-	struct chunk *p = calloc(PAGE_CHUNKS, sizeof(*p));
+	struct chunk *p = aligned_alloc(_Alignof(struct chunk),
+					PAGE_CHUNKS * sizeof(*p));
 
 	if (!p)
 		return NULL;
+	memset(p, 0, PAGE_CHUNKS * sizeof(*p));
 	for (unsigned i = 0; i < PAGE_CHUNKS; i++) {
 		uint64_t index = page * PAGE_CHUNKS + i;
 		uint64_t first = index * ALLOC_CHUNK;

@@ -3,11 +3,13 @@
 #define SPACEWEAVE_BITMAP_H
 
 /*
- * The truth: one bit for each unit, set when it is in use, in chunks of
- * ALLOC_CHUNK units, and a second map of the frees that are pending.
+ * The truth: whether a unit is in use, in chunks of ALLOC_CHUNK units, and a
+ * second map of the frees that are pending.
  *
- * A chunk that is wholly free or full has no bitmap, and a chunk that nobody
- * looked at has not even a struct: a fresh space costs nothing.
+ * A chunk of few runs, free or full ones among them, is a short list of the
+ * edges between them, and changes in one cache line; one of many runs is a
+ * bitmap. A chunk that nobody looked at has not even a struct: a fresh space
+ * costs nothing.
  *
  * A chunk may have a window: a run of free units at [win_lo, win_hi) that is
  * in no index, because it is being given away from its front. Searches for
@@ -31,26 +33,39 @@ enum chunk_state {
 	CHUNK_READY,
 };
 
+#define CHUNK_EDGES 40
+
 struct chunk {
 	struct latch latch;	/* RANK_CHUNK, ascending by number */
 	/* Under latch: */
-	uint64_t *bits;		/* NULL: wholly free, or full */
-	uint64_t *pending;	/* NULL: nothing pending */
 	uint32_t units;		/* that exist: ALLOC_CHUNK but for the last */
-	uint32_t free;		/* bits not set, those of the window too */
+	uint32_t free;		/* units not in use, those of the window too */
 	uint32_t pending_units;
 	uint32_t win_lo, win_hi;
 	uint32_t no_fit;	/* no run of so many units is in here */
 	uint16_t win_owner;	/* who opened it, see window_open() */
 	uint8_t state;
 	bool lost;		/* has short runs that no hint points to */
-};
+	uint64_t *bits;		/* one for each unit, set when in use; or NULL */
+	uint64_t *pending;	/* NULL: nothing pending */
+	/*
+	 * Where units in use begin and end: a unit is in use when an odd
+	 * number of edges is not above it. Units that do not exist are in
+	 * use. Ascending; EDGE_NONE after the last. Kept while there is no
+	 * bitmap; the count always.
+	 */
+	uint32_t edges;
+	int16_t edge[CHUNK_EDGES];
+} __attribute__((aligned(64)));
+
+/* Wholly free, or full; and ready. */
+void chunk_become(struct chunk *c, bool free);
 
 /*
- * Make sure that marking [off, off + len) finds its memory, which comes from
- * and returns to `maps`. -ENOMEM.
+ * Make sure that marking units once finds its memory, which comes from and
+ * returns to `maps`. -ENOMEM.
  */
-int chunk_prepare(struct pool *maps, struct chunk *c, uint32_t off, uint32_t len);
+int chunk_prepare(struct pool *maps, struct chunk *c);
 int chunk_prepare_pending(struct pool *maps, struct chunk *c);
 
 /* Mark units that are all free, or all in use, as the other. */

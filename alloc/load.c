@@ -51,7 +51,7 @@ static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expec
 		if (c->bits)
 			pool_put(&a->chunks.maps, c->bits);
 		c->bits = NULL;
-		c->free = 0;
+		chunk_become(c, false);
 		c->state = CHUNK_LOADING;
 		err = -EUCLEAN;
 	} else {

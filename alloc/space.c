@@ -202,7 +202,7 @@ static int prepare(struct op *op, uint64_t s, uint64_t e)
 	int err = 0;
 
 	for (uint64_t at = s; !err && piece_next(op, &at, e, &p);)
-		err = chunk_prepare(&op->a->chunks.maps, p.c, p.off, p.len);
+		err = chunk_prepare(&op->a->chunks.maps, p.c);
 	return err;
 }
 
@@ -545,7 +545,7 @@ static void window_unlock(struct op *op, struct chunk *c)
 int window_bump(struct op *op, struct chunk *c, uint32_t len)
 {
 	struct pool *maps = &op->a->chunks.maps;
-	int err = chunk_prepare(maps, c, c->win_lo, len);
+	int err = chunk_prepare(maps, c);
 
 	if (err)
 		return err;
