@@ -90,7 +90,7 @@ static void promise_return(struct op *op, uint64_t units)
 }
 
 /* With all shards' credit back in the pool, the pool alone decides. */
-static int promise_from_all(struct op *op, uint64_t units)
+int promise_from_all(struct op *op, uint64_t units)
 {
 	struct alloc *a = op->a;
 
@@ -162,7 +162,7 @@ uint64_t alloc_free_units(const struct alloc *a)
 
 double alloc_utilization(const struct alloc *a)
 {
-	return 1.0 - (double)alloc_free_units(a) / (double)a->units;
+	return 1.0 - (double)alloc_free_units(a) / (double)atomic_get(&a->units);
 }
 
 /* -- Looking, step by step; -ENOSPC: not here -- */
@@ -171,13 +171,13 @@ double alloc_utilization(const struct alloc *a)
 static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
 {
 	struct alloc *a = op->a;
-	struct pair run;
+	struct run run;
 	struct hood h;
 	unsigned slot;
 	int err;
 
 	if (space_long_run(a, s, &run)) {
-		uint64_t end = min_u64(run.k + run.v,
+		uint64_t end = min_u64(run.start + run.len,
 				       (chunk_of(s) + 1) * ALLOC_CHUNK);
 
 		if (end - s >= GOAL_WINDOW_MIN && end - s >= 4 * (uint64_t)len) {
@@ -277,44 +277,41 @@ static int from_bins(struct op *op, uint32_t len, struct extent *out)
 	return -ENOSPC;
 }
 
-/* The long run that the policy prefers for `len`, as (start, length). */
-static bool choose_run(struct alloc *a, uint64_t len, struct pair *run)
+/* The long run that the policy prefers for `len`. */
+static bool choose_run(struct alloc *a, uint64_t len, struct run *run)
 {
 	struct pair p = { len, 0 };
 
-	if (a->cfg.policy != ALLOC_FIRST_FIT) {
-		if (!btree_ceil(&a->by_size, p, &p))
-			return false;
-		*run = (struct pair){ p.v, p.k };
+	if (!btree_ceil(&a->by_size, p, &p, &run->by_size))
+		return false;
+	*run = (struct run){ p.v, p.k, run->by_size, { NULL, 0 } };
+	if (a->cfg.policy != ALLOC_FIRST_FIT)
 		return true;
-	}
-	if (!btree_ceil(&a->by_size, p, &p))
-		return false;		/* do not walk for nothing */
-	p = (struct pair){ 0, 0 };
-	while (btree_ceil(&a->by_start, p, &p)) {
-		if (p.v >= len) {
-			*run = p;
-			return true;
-		}
-		p = (struct pair){ p.k + 1, 0 };
+	/* One will do; which is the first? */
+	for (p = (struct pair){ 0, 0 };
+	     btree_ceil(&a->by_start, p, &p, &run->by_start); p.k++, p.v = 0) {
+		if (p.v < len)
+			continue;
+		*run = (struct run){ p.k, p.v, { NULL, 0 }, run->by_start };
+		return true;
 	}
 	return false;
 }
 
 /* Take the first `len` units of `run`. */
-static int take_front(struct op *op, struct pair run, uint64_t len)
+static int take_front(struct op *op, struct run run, uint64_t len)
 {
-	uint64_t e = run.k + len;
+	uint64_t e = run.start + len;
 	struct hood h;
-	int err = hood_lock(op, run.k, e, &h);
+	int err = hood_lock(op, run.start, e, &h);
 
 	if (err)
 		return err;
-	err = space_cut(op, run, run.k, e);
+	err = space_cut(op, run, run.start, e);
 	if (!err) {
-		err = space_mark_used(op, run.k, e);
+		err = space_mark_used(op, run.start, e);
 		if (err)
-			space_publish(op, run.k, e);
+			space_publish(op, run.start, e);
 	}
 	hood_unlock(op, &h);
 	return err;
@@ -326,7 +323,7 @@ static int from_runs(struct op *op, uint64_t len, struct extent *out)
 	struct alloc *a = op->a;
 	bool small = len <= a->border, window;
 	unsigned slot = small ? WINDOW_SMALL : WINDOW_LARGE;
-	struct pair run;
+	struct run run;
 	uint64_t room;
 	bool have;
 	int err;
@@ -337,26 +334,26 @@ static int from_runs(struct op *op, uint64_t len, struct extent *out)
 	if (!small && len < ALLOC_CHUNK) {
 		uint32_t left = window_left(op, slot);
 
-		if (left >= len && (!have || run.v >= left))
+		if (left >= len && (!have || run.len >= left))
 			return window_take(op, slot, (uint32_t)len, true, out);
 	}
 	if (!have)
 		return -ENOSPC;
-	room = min_u64(run.v, (chunk_of(run.k) + 1) * ALLOC_CHUNK - run.k);
-	window = small || (run.v >= 2 * ALLOC_CHUNK &&
+	room = min_u64(run.len, (chunk_of(run.start) + 1) * ALLOC_CHUNK - run.start);
+	window = small || (run.len >= 2 * ALLOC_CHUNK &&
 			   room >= WINDOW_REQUESTS * len);
 	if (window && room >= len) {
-		err = window_open(op, slot, run, run.k);
+		err = window_open(op, slot, run, run.start);
 		if (!err)
 			return window_take(op, slot, (uint32_t)len, true, out);
 		if (err != -EBUSY)
 			return err;
 	}
-	if (chunk_of(run.k + len - 1) - chunk_of(run.k) > 1 && !op->world)
+	if (chunk_of(run.start + len - 1) - chunk_of(run.start) > 1 && !op->world)
 		return -EXDEV;		/* longer than a hood: with the world */
 	err = take_front(op, run, len);
 	if (!err)
-		*out = (struct extent){ run.k, len };
+		*out = (struct extent){ run.start, len };
 	return err;
 }
 
@@ -379,15 +376,17 @@ static int close_windows(struct op *op)
 static int from_longest(struct op *op, uint64_t len, struct extent *out)
 {
 	struct pair p = { UINT64_MAX, UINT64_MAX };
+	struct btree_spot spot;
 	struct shard *sh = op->sh;
 	int err;
 
-	if (btree_floor(&op->a->by_size, p, &p)) {
+	if (btree_floor(&op->a->by_size, p, &p, &spot)) {
+		struct run run = { p.v, p.k, spot, { NULL, 0 } };
 		uint64_t n = min_u64(p.k, len);
 
 		if (chunk_of(p.v + n - 1) - chunk_of(p.v) > 1 && !op->world)
 			return -EXDEV;
-		err = take_front(op, (struct pair){ p.v, p.k }, n);
+		err = take_front(op, run, n);
 		if (!err)
 			*out = (struct extent){ p.v, n };
 		return err;
@@ -601,14 +600,14 @@ in_hood(struct alloc *a, uint64_t start, uint64_t len,
 		struct op op;
 		int err;
 
-		if (check_range(a, start, len))
-			return -ERANGE;
 		err = chunk_of(e - 1) - chunk_of(start) > 1
 			      ? op_enter_world(a, &op)
 			      : op_enter(a, &op);
 		if (err)
 			return err;
-		err = hood_lock(&op, start, e, &h);
+		err = check_range(a, start, len);
+		if (!err)
+			err = hood_lock(&op, start, e, &h);
 		if (!err) {
 			err = space_ready(&op, start, e);
 			if (!err)
@@ -623,6 +622,7 @@ in_hood(struct alloc *a, uint64_t start, uint64_t len,
 			if (err)
 				return err;
 		} else {
+			state_count(a);
 			return err;
 		}
 	}
@@ -651,6 +651,7 @@ static int take_one(struct alloc *a, uint64_t goal, uint64_t len,
 	err = look(&op, goal, len, true, &got);
 	if (!err) {
 		*out = got;
+		state_count(a);
 		return 0;
 	}
 	if (!op_enter(a, &op)) {
@@ -733,6 +734,7 @@ static int vec(struct alloc *a, uint64_t goal, uint64_t len, struct extent *out,
 		return err;
 	*count = n;
 	*got = units;
+	state_count(a);
 	return 0;
 }
 
@@ -878,13 +880,13 @@ static int close_windows_of(struct alloc *a, uint64_t s, uint64_t e)
 
 int alloc_exact(struct alloc *a, uint64_t start, uint64_t len)
 {
-	int err = check_range(a, start, len);
+	int err = len && start + len > start ? alloc_reserve(a, len) : -ERANGE;
 
-	if (!err)
-		err = alloc_reserve(a, len);
 	/* More is wanted than is free: some unit of it is in use. */
+	if (err == -ENOSPC)
+		return start + len > atomic_get(&a->units) ? -ERANGE : -EBUSY;
 	if (err)
-		return err == -ENOSPC ? -EBUSY : err;
+		return err;
 	while ((err = in_hood(a, start, len, exact_once)) == -ELOOP) {
 		err = close_windows_of(a, start, start + len);
 		if (err)
@@ -965,6 +967,7 @@ static void destroy(struct alloc *a)
 	chunks_fini(&a->chunks);
 	pthread_cond_destroy(&a->load_done);
 	lock_fini(&a->load_lock);
+	lock_fini(&a->state_lock);
 	free((char *)a->cfg.state_path);
 	free(a);
 }
@@ -1001,7 +1004,7 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 	memset(a, 0, sizeof(*a));
 	a->cfg = *cfg;
 	err = alloc_config_check(&a->cfg, msg, sizeof(msg));
-	if (err || (source && free_units > cfg->units)) {
+	if (err || (source && (free_units > cfg->units || cfg->state_path))) {
 		free(a);
 		return -EINVAL;
 	}
@@ -1017,6 +1020,7 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 	a->batch = min_u64(1024, units / (16 * a->cfg.shards) + 1);
 	a->hints_max = units / 1024 > (1u << 18) ? units / 1024 : 1u << 18;
 	a->pool = source ? free_units : units;
+	lock_init(&a->state_lock, RANK_ALLOC_STATE, "state");
 	lock_init(&a->load_lock, RANK_ALLOC_LOAD, "load");
 	pthread_cond_init(&a->load_done, NULL);
 	err = chunks_init(&a->chunks, units);
@@ -1031,6 +1035,7 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 	err = shards_init(a);
 	if (err)
 		goto no_shards;
+	a->source_chunks = a->chunks.count;
 	if (!source)
 		err = a->cfg.state_path ? state_open(a) : load_more(a);
 	if (err) {
@@ -1049,6 +1054,7 @@ no_size:
 no_chunks:
 	pthread_cond_destroy(&a->load_done);
 	lock_fini(&a->load_lock);
+	lock_fini(&a->state_lock);
 	free((char *)a->cfg.state_path);
 	free(a);
 	return err;
@@ -1060,13 +1066,13 @@ int alloc_close(struct alloc *a)
 
 	if (!a)
 		return 0;
-	if (a->cfg.state_path)
-		err = state_save(a);
+	if (a->saver)
+		err = state_close(a);
 	destroy(a);
 	return err;
 }
 
 int alloc_save(struct alloc *a)
 {
-	return a->cfg.state_path ? state_save(a) : -EINVAL;
+	return a->saver ? state_save(a) : -EINVAL;
 }

@@ -113,7 +113,7 @@ static void edges_set(struct chunk *c, uint32_t count)
 {
 	for (uint32_t i = count; i < CHUNK_EDGES; i++)
 		c->edge[i] = EDGE_NONE;
-	c->edges = count;
+	c->edges = (uint16_t)count;
 }
 
 static void edge_insert(struct chunk *c, uint32_t i, uint32_t off)
@@ -164,9 +164,16 @@ static void edges_count_flip(struct chunk *c, uint32_t off, uint32_t end)
 {
 	bool was = bit_get(c->bits, off);
 
-	c->edges += was == (off && bit_get(c->bits, off - 1)) ? 1u : -1u;
-	if (end < ALLOC_CHUNK)
-		c->edges += was == bit_get(c->bits, end) ? 1u : -1u;
+	if (was == (off && bit_get(c->bits, off - 1)))
+		c->edges++;
+	else
+		c->edges--;
+	if (end == ALLOC_CHUNK)
+		return;
+	if (was == bit_get(c->bits, end))
+		c->edges++;
+	else
+		c->edges--;
 }
 
 /* Go over to a bitmap. */
@@ -260,11 +267,36 @@ void chunk_become(struct chunk *c, bool free)
 	c->state = CHUNK_READY;
 }
 
-int chunk_prepare(struct pool *maps, struct chunk *c)
+/* What `c` is now, for a save that has not come to it yet. */
+static int preserve(struct chunks *t, struct chunk *c)
 {
-	if (c->bits || c->edges + 2 <= CHUNK_EDGES)
-		return 0;
-	return edges_to_bits(maps, c);
+	struct chunk_image *image = malloc(sizeof(*image));
+
+	if (!image)
+		return -ENOMEM;
+	image->bits = NULL;
+	if (c->bits) {
+		image->bits = pool_get(&t->maps);
+		if (!image->bits) {
+			free(image);
+			return -ENOMEM;
+		}
+		memcpy(image->bits, c->bits, ALLOC_CHUNK_BYTES);
+	}
+	image->edges = c->edges;
+	memcpy(image->edge, c->edge, sizeof(image->edge));
+	c->image = image;
+	c->epoch = t->epoch;
+	return 0;
+}
+
+int chunk_prepare(struct chunks *t, struct chunk *c)
+{
+	int err = c->epoch == t->epoch ? 0 : preserve(t, c);
+
+	if (err || c->bits || c->edges + 2 <= CHUNK_EDGES)
+		return err;
+	return edges_to_bits(&t->maps, c);
 }
 
 int chunk_prepare_pending(struct pool *maps, struct chunk *c)
@@ -426,7 +458,7 @@ void chunk_adopt(struct pool *maps, struct chunk *c, uint64_t *bits)
 		uint64_t word = bits[w];
 
 		c->free -= (uint32_t)__builtin_popcountll(word);
-		c->edges += (uint32_t)__builtin_popcountll(
+		c->edges += (uint16_t)__builtin_popcountll(
 			word ^ (word << 1 | before >> 63));
 		before = word;
 	}
@@ -443,12 +475,16 @@ static struct chunk *page_load(const struct chunks *t, uint64_t page)
 	return __atomic_load_n(&t->pages[page], __ATOMIC_ACQUIRE);
 }
 
+/* The directory has room to grow to this; nothing but addresses is taken. */
+#define DIR_BYTES_MIN ((size_t)8 << 20)
+
 int chunks_init(struct chunks *t, uint64_t units)
 {
-	*t = (struct chunks){ .units = units };
+	*t = (struct chunks){ .units = units, .save_at = UINT64_MAX };
 	t->count = (units + ALLOC_CHUNK - 1) / ALLOC_CHUNK;
-	t->dir_bytes = (t->count + PAGE_CHUNKS - 1) / PAGE_CHUNKS *
-		       sizeof(*t->pages);
+	t->dir_bytes = (t->count / PAGE_CHUNKS + 1) * 2 * sizeof(*t->pages);
+	if (t->dir_bytes < DIR_BYTES_MIN)
+		t->dir_bytes = DIR_BYTES_MIN;
 	t->pages = mmap(NULL, t->dir_bytes, PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (t->pages == MAP_FAILED)
@@ -460,8 +496,13 @@ int chunks_init(struct chunks *t, uint64_t units)
 
 void chunks_fini(struct chunks *t)
 {
-	for (uint64_t i = 0; i < t->dir_bytes / sizeof(*t->pages); i++)
-		free(t->pages[i]);
+	for (uint64_t i = 0; i <= t->page_last; i++) {
+		struct chunk *page = t->pages[i];
+
+		for (unsigned j = 0; page && j < PAGE_CHUNKS; j++)
+			free(page[j].image);
+		free(page);
+	}
 	munmap(t->pages, t->dir_bytes);
 	pool_fini(&t->maps);
 	free(t->known);
@@ -516,14 +557,19 @@ static struct chunk *page_new(struct chunks *t, uint64_t page)
 		const struct chunks_known *k = known_find(t, index);
 
 		latch_init(&p[i].latch, RANK_CHUNK, "chunk");
-		p[i].no_fit = UINT32_MAX;
 		if (first < t->units)
 			p[i].units = t->units - first < ALLOC_CHUNK
 					     ? (uint32_t)(t->units - first)
 					     : ALLOC_CHUNK;
+		chunk_become(&p[i], false);
+		p[i].state = CHUNK_UNKNOWN;
+		/* A save that is to come here must find what is now. */
+		p[i].epoch = t->epoch - (index >= t->save_at);
 		if (k)
 			chunk_become(&p[i], k->free);
 	}
+	if (page > t->page_last)
+		t->page_last = page;
 	return p;
 }
 
@@ -549,13 +595,15 @@ struct chunk *chunks_get(struct chunks *t, uint64_t index)
 
 static int known_add(struct chunks *t, uint64_t first, uint64_t count, bool free)
 {
-	if (t->known_count) {
-		struct chunks_known *last = &t->known[t->known_count - 1];
+	size_t at = t->known_count;
+	struct chunks_known *k;
 
-		if (last->free == free && last->first + last->count == first) {
-			last->count += count;
-			return 0;
-		}
+	while (at && t->known[at - 1].first > first)
+		at--;
+	k = at ? &t->known[at - 1] : NULL;
+	if (k && k->free == free && k->first + k->count == first) {
+		k->count += count;
+		return 0;
 	}
 	if (t->known_count == t->known_max) {
 		size_t max = t->known_max ? t->known_max * 2 : 16;
@@ -566,8 +614,9 @@ static int known_add(struct chunks *t, uint64_t first, uint64_t count, bool free
 		t->known = grown;
 		t->known_max = max;
 	}
-	t->known[t->known_count++] =
-		(struct chunks_known){ first, count, free };
+	memmove(&t->known[at + 1], &t->known[at],
+		(t->known_count++ - at) * sizeof(*t->known));
+	t->known[at] = (struct chunks_known){ first, count, free };
 	return 0;
 }
 
@@ -585,6 +634,128 @@ int chunks_describe(struct chunks *t, uint64_t first, uint64_t count, bool free)
 		if (chunks_peek(t, i)->state == CHUNK_UNKNOWN)
 			chunk_become(chunks_peek(t, i), free);
 	}
+	lock_unlock(&t->lock);
+	return err;
+}
+
+/* -- Saving -- */
+
+void chunks_save_begin(struct chunks *t)
+{
+	t->epoch++;
+	t->save_at = 0;
+}
+
+/* How many chunks from `index` on are alike, none with a struct. */
+static uint64_t alike(const struct chunks *t, uint64_t index, bool *free)
+{
+	const struct chunks_known *k = known_find(t, index);
+	uint64_t end = chunks_next(t, index, t->count);
+
+	/* What nobody described is none of ours to save: taken for full. */
+	*free = k && k->free;
+	if (!k)
+		return 1;
+	return (k->first + k->count < end ? k->first + k->count : end) - index;
+}
+
+enum chunks_saved chunks_save_next(struct chunks *t, uint64_t *index,
+				   uint64_t *count, bool *free)
+{
+	enum chunks_saved what = SAVED_ALL;
+
+	lock_lock(&t->lock);
+	*index = t->save_at;
+	*count = 1;
+	if (*index >= t->count) {
+		t->save_at = UINT64_MAX;
+	} else if (chunks_peek(t, *index)) {
+		what = SAVED_STRUCT;
+		t->save_at++;
+	} else {
+		what = SAVED_ALIKE;
+		*count = alike(t, *index, free);
+		t->save_at += *count;
+	}
+	lock_unlock(&t->lock);
+	return what;
+}
+
+void chunk_save(struct chunks *t, struct chunk *c, struct chunk_image *out,
+		bool *borrowed)
+{
+	*borrowed = !c->image;
+	if (c->image) {
+		*out = *c->image;
+		free(c->image);
+		c->image = NULL;
+		return;
+	}
+	out->bits = c->bits;
+	out->edges = c->edges;
+	memcpy(out->edge, c->edge, sizeof(out->edge));
+	c->epoch = t->epoch;
+}
+
+/* -- Resizing -- */
+
+static uint64_t min_count(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Give a chunk that has a struct the size that it has in a space of `units`. */
+static void chunk_resize(struct chunks *t, uint64_t index, uint64_t units)
+{
+	struct chunk *c = chunks_peek(t, index);
+	uint64_t first = index * ALLOC_CHUNK;
+	uint32_t exist = 0;
+
+	if (units > first)
+		exist = units - first < ALLOC_CHUNK ? (uint32_t)(units - first)
+						    : ALLOC_CHUNK;
+	if (exist < c->units) {
+		uint32_t gone = c->units - exist;
+
+		/* They were free; what does not exist is in use. */
+		if (chunk_all_free(c, exist, gone))
+			chunk_mark_used(&t->maps, c, exist, gone);
+	}
+	c->units = exist;
+	if (exist)
+		c->state = CHUNK_READY;
+}
+
+int chunks_resize(struct chunks *t, uint64_t units)
+{
+	uint64_t count = (units + ALLOC_CHUNK - 1) / ALLOC_CHUNK;
+	uint64_t most = count > t->count ? count : t->count;
+	uint64_t from = (units < t->units ? units : t->units) / ALLOC_CHUNK;
+	int err = 0;
+
+	if ((count / PAGE_CHUNKS + 1) * sizeof(*t->pages) > t->dir_bytes)
+		return -EFBIG;
+	/* Before anything changes: memory, and what a save is to see. */
+	for (uint64_t i = from; (i = chunks_next(t, i, most)) < most; i++) {
+		err = chunk_prepare(t, chunks_peek(t, i));
+		if (err)
+			return err;
+	}
+	lock_lock(&t->lock);
+	if (count > t->count)
+		err = known_add(t, t->count, count - t->count, true);
+	if (err)
+		goto out;
+	for (; t->known_count; t->known_count--) {
+		struct chunks_known *k = &t->known[t->known_count - 1];
+
+		if (k->first < count) {
+			k->count = min_count(k->count, count - k->first);
+			break;
+		}
+	}
+	for (uint64_t i = from; (i = chunks_next(t, i, most)) < most; i++)
+		chunk_resize(t, i, units);
+	t->units = units;
+	t->count = count;
+out:
 	lock_unlock(&t->lock);
 	return err;
 }

@@ -33,7 +33,9 @@ enum chunk_state {
 	CHUNK_READY,
 };
 
-#define CHUNK_EDGES 40
+#define CHUNK_EDGES 32
+
+struct chunk_image;
 
 struct chunk {
 	struct latch latch;	/* RANK_CHUNK, ascending by number */
@@ -48,24 +50,36 @@ struct chunk {
 	bool lost;		/* has short runs that no hint points to */
 	uint64_t *bits;		/* one for each unit, set when in use; or NULL */
 	uint64_t *pending;	/* NULL: nothing pending */
+	struct chunk_image *image; /* as it was at the last save point */
+	uint32_t epoch;		/* the save point that has it, or need not */
 	/*
 	 * Where units in use begin and end: a unit is in use when an odd
 	 * number of edges is not above it. Units that do not exist are in
 	 * use. Ascending; EDGE_NONE after the last. Kept while there is no
 	 * bitmap; the count always.
 	 */
-	uint32_t edges;
+	uint16_t edges;
 	int16_t edge[CHUNK_EDGES];
 } __attribute__((aligned(64)));
+
+/* What a chunk was: as in struct chunk. */
+struct chunk_image {
+	uint64_t *bits;
+	uint32_t edges;
+	int16_t edge[CHUNK_EDGES];
+};
 
 /* Wholly free, or full; and ready. */
 void chunk_become(struct chunk *c, bool free);
 
+struct chunks;
+
 /*
- * Make sure that marking units once finds its memory, which comes from and
- * returns to `maps`. -ENOMEM.
+ * Before units are marked: memory for it, which comes from and returns to the
+ * table's pool of maps; and an image, if a save is to see the chunk as it is
+ * now. Good for one mark. -ENOMEM.
  */
-int chunk_prepare(struct pool *maps, struct chunk *c);
+int chunk_prepare(struct chunks *t, struct chunk *c);
 int chunk_prepare_pending(struct pool *maps, struct chunk *c);
 
 /* Mark units that are all free, or all in use, as the other. */
@@ -111,6 +125,8 @@ struct chunks {
 	uint64_t units, count;		/* of the space, in units and chunks */
 	size_t dir_bytes;
 	struct pool maps;		/* bitmaps */
+	uint32_t epoch;			/* save points; changes with the world
+					   stopped */
 	struct lock lock;		/* RANK_CHUNKS */
 	/* Under lock: */
 	struct chunks_known {
@@ -119,6 +135,8 @@ struct chunks {
 	} *known;			/* ascending */
 	size_t known_count, known_max;
 	size_t page_count;
+	uint64_t page_last;
+	uint64_t save_at;		/* chunks below it have been saved */
 };
 
 int chunks_init(struct chunks *t, uint64_t units);
@@ -138,6 +156,28 @@ struct chunk *chunks_get(struct chunks *t, uint64_t index);
  * full. With the world stopped. -ENOMEM.
  */
 int chunks_describe(struct chunks *t, uint64_t first, uint64_t count, bool free);
+
+/*
+ * Saving what all chunks are at one moment, while they change. Begin with the
+ * world stopped. Then each call gives what comes next: a chunk with a struct,
+ * *index, to be had by chunk_save(); or *count chunks without, from *index on,
+ * which are wholly free, or full.
+ */
+enum chunks_saved { SAVED_ALL, SAVED_ALIKE, SAVED_STRUCT };
+
+void chunks_save_begin(struct chunks *t);
+enum chunks_saved chunks_save_next(struct chunks *t, uint64_t *index,
+				   uint64_t *count, bool *free);
+/* Under its latch. out->bits are the caller's to put back, unless *borrowed. */
+void chunk_save(struct chunks *t, struct chunk *c, struct chunk_image *out,
+		bool *borrowed);
+
+/*
+ * Change the size, with the world stopped. Units that come into a chunk with a
+ * struct are in use; chunks that come without one are wholly free. Units that
+ * go are free or were marked used. -EFBIG beyond what the directory can hold.
+ */
+int chunks_resize(struct chunks *t, uint64_t units);
 
 size_t chunks_bytes(const struct chunks *t);
 

@@ -44,18 +44,37 @@ int btree_prepare(struct btree *t, size_t nodes);
 /* Put `p` into the set, where it is not yet. */
 void btree_insert(struct btree *t, struct pair p);
 
+/*
+ * Where a pair was found. Handed to a change of that pair it saves the way
+ * from the root, if nothing changed there meanwhile. May be NULL, or {NULL}.
+ */
+struct btree_spot {
+	struct btree_node *leaf;
+	uint64_t seen;
+};
+
 /* Take `p` out. False when it is not there (any more). */
-bool btree_remove(struct btree *t, struct pair p);
+bool btree_remove(struct btree *t, struct pair p, const struct btree_spot *spot);
 
 /*
  * Change (p.k, p.v) to (p.k, v) in one step, in a tree that is `unique`.
  * False when `p` is not there.
  */
-bool btree_update(struct btree *t, struct pair p, uint64_t v);
+bool btree_update(struct btree *t, struct pair p, uint64_t v,
+		  const struct btree_spot *spot);
+
+/*
+ * Change `p` to `q`, with no pair between them; in two steps if need be, with
+ * neither there in between. False when `p` is not there; nothing is changed.
+ */
+bool btree_replace(struct btree *t, struct pair p, struct pair q,
+		   const struct btree_spot *spot);
 
 /* The first pair not less than `from`; the last not greater. */
-bool btree_ceil(struct btree *t, struct pair from, struct pair *out);
-bool btree_floor(struct btree *t, struct pair from, struct pair *out);
+bool btree_ceil(struct btree *t, struct pair from, struct pair *out,
+		struct btree_spot *spot);
+bool btree_floor(struct btree *t, struct pair from, struct pair *out,
+		 struct btree_spot *spot);
 
 /* Bytes held. */
 size_t btree_bytes(const struct btree *t);

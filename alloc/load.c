@@ -34,8 +34,8 @@ static int chunk_state(struct alloc *a, uint64_t chunk, int to)
 	return state;
 }
 
-/* Make `bits` the chunk's, which is CHUNK_LOADING. Consumes them. */
-static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
+/* Make `bits` the chunk's, which is not ready yet. Consumes them. */
+int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
 {
 	struct chunk *c;
 	struct op op;
@@ -45,7 +45,12 @@ static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expec
 		pool_put(&a->chunks.maps, bits);
 		return err;
 	}
-	c = chunks_peek(&a->chunks, chunk);
+	c = chunks_get(&a->chunks, chunk);
+	if (!c) {
+		pool_put(&a->chunks.maps, bits);
+		err = -ENOMEM;
+		goto out;
+	}
 	chunk_adopt(&a->chunks.maps, c, bits);
 	if (expect != UINT32_MAX && c->free != expect) {
 		if (c->bits)
@@ -64,6 +69,7 @@ static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expec
 			err = space_index_chunk(&op, chunk, true);
 		hood_unlock(&op, &h);
 	}
+out:
 	op_leave(&op);
 	return err;
 }
@@ -80,7 +86,7 @@ static int load_and_adopt(struct alloc *a, uint64_t chunk, uint32_t expect)
 		pool_put(&a->chunks.maps, bits);
 		return err;
 	}
-	return adopt(a, chunk, bits, expect);
+	return load_adopt(a, chunk, bits, expect);
 }
 
 int load_chunk(struct alloc *a, uint64_t chunk, uint32_t expect)
@@ -146,7 +152,7 @@ static int enter_free(struct op *op, uint64_t first, uint64_t end)
 }
 
 /* Chunks [first, first + count) are wholly free, or full. */
-static int enter_alike(struct alloc *a, uint64_t first, uint64_t count, bool free)
+int load_alike(struct alloc *a, uint64_t first, uint64_t count, bool free)
 {
 	struct op op;
 	int err = op_enter_world(a, &op);
@@ -164,7 +170,7 @@ static int enter_alike(struct alloc *a, uint64_t first, uint64_t count, bool fre
 /* Learn of chunks from `at` on; *count of them are then known. */
 static int describe(struct alloc *a, uint64_t at, uint64_t *count)
 {
-	uint64_t left = a->chunks.count - at;
+	uint64_t left = a->source_chunks - at;
 	uint32_t units, free = 0;
 	int err;
 
@@ -179,7 +185,7 @@ static int describe(struct alloc *a, uint64_t at, uint64_t *count)
 	*count = min_u64(*count, left);
 	units = (uint32_t)min_u64(ALLOC_CHUNK, a->units - at * ALLOC_CHUNK);
 	if (!free || free >= units)
-		return enter_alike(a, at, *count, free);
+		return load_alike(a, at, *count, free);
 	if (*count != 1)
 		return -EUCLEAN;
 	return load_chunk(a, at, free);
@@ -187,7 +193,7 @@ static int describe(struct alloc *a, uint64_t at, uint64_t *count)
 
 bool load_complete(struct alloc *a)
 {
-	return __atomic_load_n(&a->cursor, __ATOMIC_ACQUIRE) >= a->chunks.count;
+	return __atomic_load_n(&a->cursor, __ATOMIC_ACQUIRE) >= a->source_chunks;
 }
 
 int load_more(struct alloc *a)
@@ -204,7 +210,7 @@ int load_more(struct alloc *a)
 		return 0;
 	}
 	at = a->cursor;
-	if (at >= a->chunks.count) {
+	if (at >= a->source_chunks) {
 		lock_unlock(&a->load_lock);
 		return -ENOENT;
 	}
