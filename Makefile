@@ -216,6 +216,14 @@ $(BUILD)/tests/bench/load: $(call obj,tests/bench/load.c)
 bench: all $(BUILD)/tests/bench/load $(BUILD)/tests/bench/nullfs		## compare with other file systems (QUICK=1: five minutes; BENCH="--help")
 	$(Q)python3 tests/bench/bench.py --build $(BUILD) $(if $(QUICK),--quick) $(BENCH)
 
+$(BUILD)/bench-alloc: $(BUILD)/tests/bench/bench-alloc.o $(ALLOC)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -lm
+
+.PHONY: bench-alloc
+bench-alloc: $(BUILD)/bench-alloc		## measure the allocator and two stand-ins (QUICK=1: under a minute)
+	$(Q)$(BUILD)/bench-alloc $(if $(QUICK),-q) -j $(BUILD)/bench-alloc.json
+
 .PHONY: clean
 clean:		## remove what was built
 	rm -rf build build-*

@@ -41,7 +41,7 @@
 
 static void credit_set(struct shard *sh, uint64_t credit)
 {
-	__atomic_store_n(&sh->credit, credit, __ATOMIC_RELAXED);
+	atomic_set(&sh->credit, credit);
 }
 
 /* Take up to `want` units from the pool, not less than `least`, or nothing. */
@@ -90,7 +90,7 @@ static void promise_return(struct op *op, uint64_t units)
 }
 
 /* With all shards' credit back in the pool, the pool alone decides. */
-static int promise_from_all(struct op *op, uint64_t units)
+int promise_from_all(struct op *op, uint64_t units)
 {
 	struct alloc *a = op->a;
 
@@ -162,7 +162,7 @@ uint64_t alloc_free_units(const struct alloc *a)
 
 double alloc_utilization(const struct alloc *a)
 {
-	return 1.0 - (double)alloc_free_units(a) / (double)a->units;
+	return 1.0 - (double)alloc_free_units(a) / (double)atomic_get(&a->units);
 }
 
 /* -- Looking, step by step; -ENOSPC: not here -- */
@@ -171,13 +171,13 @@ double alloc_utilization(const struct alloc *a)
 static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
 {
 	struct alloc *a = op->a;
-	struct pair run;
+	struct run run;
 	struct hood h;
 	unsigned slot;
 	int err;
 
 	if (space_long_run(a, s, &run)) {
-		uint64_t end = min_u64(run.k + run.v,
+		uint64_t end = min_u64(run.start + run.len,
 				       (chunk_of(s) + 1) * ALLOC_CHUNK);
 
 		if (end - s >= GOAL_WINDOW_MIN && end - s >= 4 * (uint64_t)len) {
@@ -220,7 +220,7 @@ static int from_goal(struct op *op, uint64_t goal, uint64_t len,
 	if (len > ALLOC_CHUNK)
 		return -ENOSPC;
 	if (!op->world)
-		lock_lock(&c->lock);
+		latch_lock(&c->latch);
 	if (c->state != CHUNK_READY) {
 		op->need = chunk;
 		err = -ENODATA;
@@ -230,12 +230,12 @@ static int from_goal(struct op *op, uint64_t goal, uint64_t len,
 		goto out;
 	clash = c->win_lo < c->win_hi && at < c->win_hi && at + n > c->win_lo;
 	if (clash && at == c->win_lo && at + n <= c->win_hi) {
-		err = window_bump(c, n);
+		err = window_bump(op, c, n);
 		*out = (struct extent){ base + at, len };
 		goto out;
 	}
 	if (!op->world)
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 	if (clash) {
 		err = window_close_chunk(op, chunk);
 		return err ? err : -EAGAIN;
@@ -243,34 +243,11 @@ static int from_goal(struct op *op, uint64_t goal, uint64_t len,
 	return take_at(op, base + at, n, out);
 out:
 	if (!op->world)
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 	return err;
 }
 
-/* Search the oldest lost chunk again. False when there is none. */
-static bool find_lost(struct op *op)
-{
-	struct shard *sh = op->sh;
-	uint64_t chunk;
-	struct chunk *c;
-	struct hood h;
-
-	if (!sh->lost_count)
-		return false;
-	chunk = sh->lost[--sh->lost_count];
-	c = chunks_peek(&op->a->chunks, chunk);
-	if (hood_lock(op, chunk * ALLOC_CHUNK, chunk * ALLOC_CHUNK + c->units,
-		      &h)) {
-		sh->lost_count++;
-		return false;
-	}
-	c->lost = false;
-	space_index_chunk(op, chunk, false);
-	hood_unlock(op, &h);
-	return !c->lost;
-}
-
-/* Step 2, and 7 on another shard. */
+/* Step 2. */
 static int from_bins(struct op *op, uint32_t len, struct extent *out)
 {
 	struct shard *sh = op->sh;
@@ -285,7 +262,8 @@ static int from_bins(struct op *op, uint32_t len, struct extent *out)
 			int err;
 
 			if (!b->count)
-				sh->filled &= ~(1ull << (run - 1));
+				atomic_set(&sh->filled,
+					   sh->filled & ~(1ull << (run - 1)));
 			err = hint_take(op, start, run, len);
 			if (err == -ENOENT)
 				continue;
@@ -295,48 +273,45 @@ static int from_bins(struct op *op, uint32_t len, struct extent *out)
 				*out = (struct extent){ start, len };
 			return err;
 		}
-	} while (find_lost(op));
+	} while (hints_find_lost(op));
 	return -ENOSPC;
 }
 
-/* The long run that the policy prefers for `len`, as (start, length). */
-static bool choose_run(struct alloc *a, uint64_t len, struct pair *run)
+/* The long run that the policy prefers for `len`. */
+static bool choose_run(struct alloc *a, uint64_t len, struct run *run)
 {
 	struct pair p = { len, 0 };
 
-	if (a->cfg.policy != ALLOC_FIRST_FIT) {
-		if (!btree_ceil(&a->by_size, p, &p))
-			return false;
-		*run = (struct pair){ p.v, p.k };
+	if (!btree_ceil(&a->by_size, p, &p, &run->by_size))
+		return false;
+	*run = (struct run){ p.v, p.k, run->by_size, { NULL, 0 } };
+	if (a->cfg.policy != ALLOC_FIRST_FIT)
 		return true;
-	}
-	if (!btree_ceil(&a->by_size, p, &p))
-		return false;		/* do not walk for nothing */
-	p = (struct pair){ 0, 0 };
-	while (btree_ceil(&a->by_start, p, &p)) {
-		if (p.v >= len) {
-			*run = p;
-			return true;
-		}
-		p = (struct pair){ p.k + 1, 0 };
+	/* One will do; which is the first? */
+	for (p = (struct pair){ 0, 0 };
+	     btree_ceil(&a->by_start, p, &p, &run->by_start); p.k++, p.v = 0) {
+		if (p.v < len)
+			continue;
+		*run = (struct run){ p.k, p.v, { NULL, 0 }, run->by_start };
+		return true;
 	}
 	return false;
 }
 
 /* Take the first `len` units of `run`. */
-static int take_front(struct op *op, struct pair run, uint64_t len)
+static int take_front(struct op *op, struct run run, uint64_t len)
 {
-	uint64_t e = run.k + len;
+	uint64_t e = run.start + len;
 	struct hood h;
-	int err = hood_lock(op, run.k, e, &h);
+	int err = hood_lock(op, run.start, e, &h);
 
 	if (err)
 		return err;
-	err = space_cut(op, run, run.k, e);
+	err = space_cut(op, run, run.start, e);
 	if (!err) {
-		err = space_mark_used(op, run.k, e);
+		err = space_mark_used(op, run.start, e);
 		if (err)
-			space_publish(op, run.k, e);
+			space_publish(op, run.start, e);
 	}
 	hood_unlock(op, &h);
 	return err;
@@ -348,7 +323,7 @@ static int from_runs(struct op *op, uint64_t len, struct extent *out)
 	struct alloc *a = op->a;
 	bool small = len <= a->border, window;
 	unsigned slot = small ? WINDOW_SMALL : WINDOW_LARGE;
-	struct pair run;
+	struct run run;
 	uint64_t room;
 	bool have;
 	int err;
@@ -359,26 +334,26 @@ static int from_runs(struct op *op, uint64_t len, struct extent *out)
 	if (!small && len < ALLOC_CHUNK) {
 		uint32_t left = window_left(op, slot);
 
-		if (left >= len && (!have || run.v >= left))
+		if (left >= len && (!have || run.len >= left))
 			return window_take(op, slot, (uint32_t)len, true, out);
 	}
 	if (!have)
 		return -ENOSPC;
-	room = min_u64(run.v, (chunk_of(run.k) + 1) * ALLOC_CHUNK - run.k);
-	window = small || (run.v >= 2 * ALLOC_CHUNK &&
+	room = min_u64(run.len, (chunk_of(run.start) + 1) * ALLOC_CHUNK - run.start);
+	window = small || (run.len >= 2 * ALLOC_CHUNK &&
 			   room >= WINDOW_REQUESTS * len);
 	if (window && room >= len) {
-		err = window_open(op, slot, run, run.k);
+		err = window_open(op, slot, run, run.start);
 		if (!err)
 			return window_take(op, slot, (uint32_t)len, true, out);
 		if (err != -EBUSY)
 			return err;
 	}
-	if (chunk_of(run.k + len - 1) - chunk_of(run.k) > 1 && !op->world)
+	if (chunk_of(run.start + len - 1) - chunk_of(run.start) > 1 && !op->world)
 		return -EXDEV;		/* longer than a hood: with the world */
 	err = take_front(op, run, len);
 	if (!err)
-		*out = (struct extent){ run.k, len };
+		*out = (struct extent){ run.start, len };
 	return err;
 }
 
@@ -401,15 +376,17 @@ static int close_windows(struct op *op)
 static int from_longest(struct op *op, uint64_t len, struct extent *out)
 {
 	struct pair p = { UINT64_MAX, UINT64_MAX };
+	struct btree_spot spot;
 	struct shard *sh = op->sh;
 	int err;
 
-	if (btree_floor(&op->a->by_size, p, &p)) {
+	if (btree_floor(&op->a->by_size, p, &p, &spot)) {
+		struct run run = { p.v, p.k, spot, { NULL, 0 } };
 		uint64_t n = min_u64(p.k, len);
 
 		if (chunk_of(p.v + n - 1) - chunk_of(p.v) > 1 && !op->world)
 			return -EXDEV;
-		err = take_front(op, (struct pair){ p.v, p.k }, n);
+		err = take_front(op, run, n);
 		if (!err)
 			*out = (struct extent){ p.v, n };
 		return err;
@@ -423,7 +400,7 @@ static int from_longest(struct op *op, uint64_t len, struct extent *out)
 			if (err != -ENOSPC)
 				return err;
 		}
-	} while (find_lost(op));
+	} while (hints_find_lost(op));
 	return -ENOSPC;
 }
 
@@ -445,24 +422,31 @@ static int look_here(struct op *op, uint64_t goal, uint64_t len,
 	return err;
 }
 
-/* Step 7. */
-static int look_elsewhere(struct alloc *a, uint64_t len, struct extent *out)
+/*
+ * Step 7: another shard's runs that would do become this one's, a bin at a
+ * time, or else its list of lost chunks. -EAGAIN: look again.
+ */
+static int steal(struct alloc *a, uint64_t len)
 {
 	unsigned own = op_shard_of_thread(a);
+	uint64_t fit = len > a->border ? 0 : ~0ull << (len - 1);
 
-	if (len > a->border)
-		return -ENOSPC;
-	for (unsigned i = 1; i < a->cfg.shards; i++) {
-		struct op op;
-		int err = op_enter_shard(a, &op, (own + i) % a->cfg.shards);
+	for (unsigned i = 1; fit && i < a->cfg.shards; i++) {
+		unsigned from = (own + i) % a->cfg.shards;
+		bool done;
 
-		if (err)
-			return err;
-		err = from_bins(&op, (uint32_t)len, out);
-		op.sh->n.steals += !err;
-		op_leave(&op);
-		if (err != -ENOSPC)
-			return err;
+		if (!(atomic_get(&a->shards[from].filled) & fit) &&
+		    !atomic_get(&a->shards[from].lost_count))
+			continue;
+		latch_lock(&a->shards[own < from ? own : from].latch);
+		latch_lock_nested(&a->shards[own < from ? from : own].latch,
+				  true);
+		done = hints_steal(&a->shards[own], &a->shards[from], fit);
+		a->shards[own].n.steals += done;
+		latch_unlock(&a->shards[own].latch);
+		latch_unlock(&a->shards[from].latch);
+		if (done)
+			return -EAGAIN;
 	}
 	return -ENOSPC;
 }
@@ -552,8 +536,12 @@ static int look(struct op *op, uint64_t goal, uint64_t len, bool whole,
 			err = load_more(a);
 			goto again;
 		}
-		err = look_elsewhere(a, len, out);
-		if (err == -ENOSPC && !whole) {
+		err = steal(a, len);
+		if (err == -EAGAIN) {
+			err = 0;
+			goto again;
+		}
+		if (!whole) {
 			err = op_enter(a, op);
 			if (err)
 				return err;
@@ -612,14 +600,14 @@ in_hood(struct alloc *a, uint64_t start, uint64_t len,
 		struct op op;
 		int err;
 
-		if (check_range(a, start, len))
-			return -ERANGE;
 		err = chunk_of(e - 1) - chunk_of(start) > 1
 			      ? op_enter_world(a, &op)
 			      : op_enter(a, &op);
 		if (err)
 			return err;
-		err = hood_lock(&op, start, e, &h);
+		err = check_range(a, start, len);
+		if (!err)
+			err = hood_lock(&op, start, e, &h);
 		if (!err) {
 			err = space_ready(&op, start, e);
 			if (!err)
@@ -634,6 +622,7 @@ in_hood(struct alloc *a, uint64_t start, uint64_t len,
 			if (err)
 				return err;
 		} else {
+			state_count(a);
 			return err;
 		}
 	}
@@ -662,6 +651,7 @@ static int take_one(struct alloc *a, uint64_t goal, uint64_t len,
 	err = look(&op, goal, len, true, &got);
 	if (!err) {
 		*out = got;
+		state_count(a);
 		return 0;
 	}
 	if (!op_enter(a, &op)) {
@@ -744,6 +734,7 @@ static int vec(struct alloc *a, uint64_t goal, uint64_t len, struct extent *out,
 		return err;
 	*count = n;
 	*got = units;
+	state_count(a);
 	return 0;
 }
 
@@ -802,7 +793,7 @@ static int defer_once(struct op *op, uint64_t s, uint64_t e)
 	FOR_CHUNKS(op, s, e, c, off, n, {
 		(void)off;
 		if (!err)
-			err = chunk_prepare_pending(c);
+			err = chunk_prepare_pending(&op->a->chunks.maps, c);
 	});
 	if (err)
 		return err;
@@ -823,7 +814,7 @@ static int undefer_once(struct op *op, uint64_t s, uint64_t e)
 {
 	if (!all_pending(op, s, e))
 		return -EINVAL;
-	FOR_CHUNKS(op, s, e, c, off, n, chunk_clear_pending(c, off, n));
+	FOR_CHUNKS(op, s, e, c, off, n, chunk_clear_pending(&op->a->chunks.maps, c, off, n));
 	op->sh->n.deferred -= (int64_t)(e - s);
 	return 0;
 }
@@ -889,13 +880,13 @@ static int close_windows_of(struct alloc *a, uint64_t s, uint64_t e)
 
 int alloc_exact(struct alloc *a, uint64_t start, uint64_t len)
 {
-	int err = check_range(a, start, len);
+	int err = len && start + len > start ? alloc_reserve(a, len) : -ERANGE;
 
-	if (!err)
-		err = alloc_reserve(a, len);
 	/* More is wanted than is free: some unit of it is in use. */
+	if (err == -ENOSPC)
+		return start + len > atomic_get(&a->units) ? -ERANGE : -EBUSY;
 	if (err)
-		return err == -ENOSPC ? -EBUSY : err;
+		return err;
 	while ((err = in_hood(a, start, len, exact_once)) == -ELOOP) {
 		err = close_windows_of(a, start, start + len);
 		if (err)
@@ -952,7 +943,7 @@ static int shards_init(struct alloc *a)
 		return -ENOMEM;
 	memset(a->shards, 0, bytes);
 	for (unsigned i = 0; i < a->cfg.shards; i++)
-		lock_init(&a->shards[i].lock, RANK_SHARD, "shard");
+		latch_init(&a->shards[i].latch, RANK_SHARD, "shard");
 	return 0;
 }
 
@@ -964,7 +955,6 @@ static void shards_fini(struct alloc *a)
 		for (unsigned j = 0; j < BORDER_MAX; j++)
 			free(sh->bins[j].starts);
 		free(sh->lost);
-		lock_fini(&sh->lock);
 	}
 	free(a->shards);
 }
@@ -977,6 +967,7 @@ static void destroy(struct alloc *a)
 	chunks_fini(&a->chunks);
 	pthread_cond_destroy(&a->load_done);
 	lock_fini(&a->load_lock);
+	lock_fini(&a->state_lock);
 	free((char *)a->cfg.state_path);
 	free(a);
 }
@@ -1013,7 +1004,7 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 	memset(a, 0, sizeof(*a));
 	a->cfg = *cfg;
 	err = alloc_config_check(&a->cfg, msg, sizeof(msg));
-	if (err || (source && free_units > cfg->units)) {
+	if (err || (source && (free_units > cfg->units || cfg->state_path))) {
 		free(a);
 		return -EINVAL;
 	}
@@ -1029,6 +1020,7 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 	a->batch = min_u64(1024, units / (16 * a->cfg.shards) + 1);
 	a->hints_max = units / 1024 > (1u << 18) ? units / 1024 : 1u << 18;
 	a->pool = source ? free_units : units;
+	lock_init(&a->state_lock, RANK_ALLOC_STATE, "state");
 	lock_init(&a->load_lock, RANK_ALLOC_LOAD, "load");
 	pthread_cond_init(&a->load_done, NULL);
 	err = chunks_init(&a->chunks, units);
@@ -1043,6 +1035,7 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 	err = shards_init(a);
 	if (err)
 		goto no_shards;
+	a->source_chunks = a->chunks.count;
 	if (!source)
 		err = a->cfg.state_path ? state_open(a) : load_more(a);
 	if (err) {
@@ -1061,6 +1054,7 @@ no_size:
 no_chunks:
 	pthread_cond_destroy(&a->load_done);
 	lock_fini(&a->load_lock);
+	lock_fini(&a->state_lock);
 	free((char *)a->cfg.state_path);
 	free(a);
 	return err;
@@ -1072,13 +1066,13 @@ int alloc_close(struct alloc *a)
 
 	if (!a)
 		return 0;
-	if (a->cfg.state_path)
-		err = state_save(a);
+	if (a->saver)
+		err = state_close(a);
 	destroy(a);
 	return err;
 }
 
 int alloc_save(struct alloc *a)
 {
-	return a->cfg.state_path ? state_save(a) : -EINVAL;
+	return a->saver ? state_save(a) : -EINVAL;
 }

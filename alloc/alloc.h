@@ -110,6 +110,14 @@ int alloc_config_env(struct alloc_config *cfg, char *msg, size_t msg_len);
 int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source,
 	       uint64_t free_units, struct alloc **out);
 
+/*
+ * What alloc_open() had to say about the state file, or the last save that
+ * nobody called for: "state file 'x' is damaged (its checksum does not
+ * match); the one before it was used". Empty when there is nothing to say. Good
+ * until the next save.
+ */
+const char *alloc_notice(const struct alloc *a);
+
 /* Save (with a state path) and close. Returns the error of the save. */
 int alloc_close(struct alloc *a);
 

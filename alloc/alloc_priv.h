@@ -61,11 +61,12 @@ struct counters {
 };
 
 struct shard {
-	struct lock lock;		/* RANK_SHARD */
-	/* Under lock: */
+	struct latch latch;		/* RANK_SHARD */
+	/* Under latch: */
 	uint64_t credit;		/* free units promised to this shard;
 					   others read it */
-	uint64_t filled;		/* bit i: bins[i] is not empty */
+	uint64_t filled;		/* bit i: bins[i] is not empty; others
+					   read it, and lost_count */
 	struct bin bins[BORDER_MAX];	/* bins[i]: runs of i + 1 units */
 	uint64_t *lost;			/* chunks with runs that have no hint */
 	uint32_t lost_count, lost_max;
@@ -86,10 +87,15 @@ struct alloc {
 	struct chunks chunks;
 	struct btree by_size, by_start;	/* (length, start); (start, length) */
 
+	struct lock state_lock;		/* RANK_ALLOC_STATE: one save or resize
+					   at a time */
+	struct saver *saver;		/* of the state file, or NULL */
+
 	struct lock load_lock;		/* RANK_ALLOC_LOAD */
 	pthread_cond_t load_done;
 	/* Under load_lock: */
 	uint64_t cursor;		/* first chunk not described; others read */
+	uint64_t source_chunks;		/* that the source has */
 	bool describing;
 
 	uint64_t pool __attribute__((aligned(128)));	/* atomic: free, and
@@ -103,7 +109,14 @@ struct op {
 	struct alloc *a;
 	struct shard *sh;
 	bool world;
+	bool refill;			/* hints of one lost chunk come in */
 	uint64_t need;			/* chunk to load, with -ENODATA */
+};
+
+/* A long run as it was found in a tree, and where. */
+struct run {
+	uint64_t start, len;
+	struct btree_spot by_size, by_start;
 };
 
 struct hood {
@@ -139,10 +152,10 @@ int space_give(struct op *op, uint64_t s, uint64_t e);
 int space_publish(struct op *op, uint64_t s, uint64_t e);
 
 /*
- * In a hood of [s, e): take that part out of the long run `run` = (start,
- * length). -EAGAIN when the run is not there any more.
+ * In a hood of [s, e): take that part out of a long run. -EAGAIN when the run
+ * is not there any more.
  */
-int space_cut(struct op *op, struct pair run, uint64_t s, uint64_t e);
+int space_cut(struct op *op, struct run run, uint64_t s, uint64_t e);
 
 /* In the same hood, after it: units that are in no index become used. */
 int space_mark_used(struct op *op, uint64_t s, uint64_t e);
@@ -151,22 +164,31 @@ int space_mark_used(struct op *op, uint64_t s, uint64_t e);
 int space_index_chunk(struct op *op, uint64_t chunk, bool long_too);
 
 /* The long run that `unit` is in, if it is. */
-bool space_long_run(struct alloc *a, uint64_t unit, struct pair *run);
+bool space_long_run(struct alloc *a, uint64_t unit, struct run *run);
 
 /* A short run that begins at `start` is there to be found. */
 void hint_push(struct op *op, uint64_t start, uint32_t len);
 /* Take the first `len` of such a run. -ENOENT when it is out of date. */
 int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len);
 
+/* Search a chunk of the shard's list again. False when the list is empty. */
+bool hints_find_lost(struct op *op);
+
+/*
+ * Swap the first of the bins `fit` that is not empty in `from` with one's own,
+ * or the lists of lost chunks. False when there is nothing. Both are locked.
+ */
+bool hints_steal(struct shard *own, struct shard *from, uint64_t fit);
+
 /* Windows; these lock what they need themselves. */
-int window_open(struct op *op, unsigned slot, struct pair run, uint64_t from);
+int window_open(struct op *op, unsigned slot, struct run run, uint64_t from);
 int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
 		struct extent *out);
 int window_close(struct op *op, unsigned slot);
 int window_close_chunk(struct op *op, uint64_t chunk);
 uint32_t window_left(struct op *op, unsigned slot);
 /* Take `len` from the front of the window of a locked chunk. */
-int window_bump(struct chunk *c, uint32_t len);
+int window_bump(struct op *op, struct chunk *c, uint32_t len);
 
 /* -- load.c -- */
 
@@ -175,14 +197,32 @@ int load_chunk(struct alloc *a, uint64_t chunk, uint32_t expect);
 /* Learn more of the space. -ENOENT when all of it is known. */
 int load_more(struct alloc *a);
 bool load_complete(struct alloc *a);
+/* What a state file said: a chunk's bits, a piece of the maps; or chunks. */
+int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect);
+int load_alike(struct alloc *a, uint64_t first, uint64_t count, bool free);
 
 /* -- state.c -- */
 
+/* Read the state file, or start with all free; and start the saver. */
 int state_open(struct alloc *a);
+/* Save, and stop the saver. */
+int state_close(struct alloc *a);
 int state_save(struct alloc *a);
+/* Count a call; wakes the saver when it is time. */
+void state_count(struct alloc *a);
+
+/* -- alloc.c -- */
+
+/* With the world stopped: bring all credit back, take `units` off the pool. */
+int promise_from_all(struct op *op, uint64_t units);
 
 static inline uint64_t chunk_of(uint64_t unit) { return unit / ALLOC_CHUNK; }
 static inline uint32_t off_of(uint64_t unit) { return unit % ALLOC_CHUNK; }
+
+/* For what one thread at a time writes and others look at. */
+#define atomic_get(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define atomic_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
+#define atomic_set(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 
 static inline uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 

@@ -26,50 +26,37 @@ static inline uint64_t mask_of(uint32_t off, uint32_t len)
 	return (~0ull >> (64 - len)) << off;
 }
 
+static void bits_fill(uint64_t *bits, uint32_t off, uint32_t len, bool set)
+{
+	uint32_t w = off / 64, bit = off % 64;
+
+	if (bit || len < 64) {
+		uint32_t n = 64 - bit < len ? 64 - bit : len;
+		uint64_t m = mask_of(bit, n);
+
+		bits[w] = set ? bits[w] | m : bits[w] & ~m;
+		w++;
+		len -= n;
+	}
+	if (len >= 64)
+		memset(&bits[w], set ? 0xff : 0, len / 64 * 8);
+	if (len % 64) {
+		uint64_t m = mask_of(0, len % 64);
+
+		w += len / 64;
+		bits[w] = set ? bits[w] | m : bits[w] & ~m;
+	}
+}
+
+static bool bit_get(const uint64_t *bits, uint32_t at)
+{
+	return bits[at / 64] >> at % 64 & 1;
+}
+
 /*
- * Do `once` with (w, m) for each word w that [off, off + len) touches and the
- * mask m of its bits there; whole words but for the first and the last.
+ * The first bit at or after `off` that is set (`flip` 0), or is not (~0),
+ * below `end`; or `end`.
  */
-#define FOR_WORDS(off, len, w, m, once)                                        \
-	do {                                                                   \
-		uint32_t w = (off) / 64, bit_ = (off) % 64, left_ = (len);     \
-		while (left_) {                                                \
-			uint32_t n_ = 64 - bit_ < left_ ? 64 - bit_ : left_;   \
-			uint64_t m = mask_of(bit_, n_);                        \
-			once;                                                  \
-			left_ -= n_;                                           \
-			bit_ = 0;                                              \
-			w++;                                                   \
-		}                                                              \
-	} while (0)
-
-static void bits_set(uint64_t *bits, uint32_t off, uint32_t len)
-{
-	FOR_WORDS(off, len, w, m, bits[w] |= m);
-}
-
-static void bits_clear(uint64_t *bits, uint32_t off, uint32_t len)
-{
-	FOR_WORDS(off, len, w, m, bits[w] &= ~m);
-}
-
-static bool bits_all_set(const uint64_t *bits, uint32_t off, uint32_t len)
-{
-	uint64_t missing = 0;
-
-	FOR_WORDS(off, len, w, m, missing |= ~bits[w] & m);
-	return !missing;
-}
-
-static bool bits_none_set(const uint64_t *bits, uint32_t off, uint32_t len)
-{
-	uint64_t found = 0;
-
-	FOR_WORDS(off, len, w, m, found |= bits[w] & m);
-	return !found;
-}
-
-/* The first bit at or after `off` that is set (or not), below `end`, or `end`. */
 static uint32_t bits_next(const uint64_t *bits, uint32_t off, uint32_t end,
 			  uint64_t flip)
 {
@@ -87,9 +74,6 @@ static uint32_t bits_next(const uint64_t *bits, uint32_t off, uint32_t end,
 	off = w * 64 + (uint32_t)__builtin_ctzll(word);
 	return off < end ? off : end;
 }
-
-#define NEXT_USED(bits, off, end) bits_next(bits, off, end, 0)
-#define NEXT_FREE(bits, off, end) bits_next(bits, off, end, ~0ull)
 
 /* How many bits directly below `off` are not set, at most `max` <= off. */
 static uint32_t bits_clear_below(const uint64_t *bits, uint32_t off, uint32_t max)
@@ -111,100 +95,286 @@ static uint32_t bits_clear_below(const uint64_t *bits, uint32_t off, uint32_t ma
 	return off - at;
 }
 
-/* -- One chunk -- */
+/* -- Edges: a chunk of few runs -- */
 
-static uint64_t *words_new(int byte)
+#define EDGE_NONE INT16_MAX		/* may be an edge, too: edges counts */
+
+/* How many edges are not above `off`. */
+static uint32_t edge_rank(const struct chunk *c, uint32_t off)
 {
-	uint64_t *words = malloc(ALLOC_CHUNK_BYTES);
+	int16_t at = (int16_t)off, n = 0;
 
-	if (words)
-		memset(words, byte, ALLOC_CHUNK_BYTES);
-	return words;
+	for (unsigned i = 0; i < CHUNK_EDGES; i++)
+		n += c->edge[i] <= at;
+	return (uint32_t)n < c->edges ? (uint32_t)n : c->edges;
 }
 
-/* Bits that mean no unit are set. */
-static uint64_t *bits_new(const struct chunk *c)
+static void edges_set(struct chunk *c, uint32_t count)
 {
-	uint64_t *bits = words_new(c->free ? 0 : 0xff);
-
-	if (bits && c->units < ALLOC_CHUNK)
-		bits_set(bits, c->units, ALLOC_CHUNK - c->units);
-	return bits;
+	for (uint32_t i = count; i < CHUNK_EDGES; i++)
+		c->edge[i] = EDGE_NONE;
+	c->edges = (uint16_t)count;
 }
 
-int chunk_prepare(struct chunk *c, uint32_t off, uint32_t len)
+static void edge_insert(struct chunk *c, uint32_t i, uint32_t off)
 {
-	if (c->bits || (!off && len == c->units))
-		return 0;
-	c->bits = bits_new(c);
-	return c->bits ? 0 : -ENOMEM;
+	memmove(&c->edge[i + 1], &c->edge[i],
+		(c->edges - i) * sizeof(*c->edge));
+	c->edge[i] = (int16_t)off;
+	c->edges++;
 }
 
-int chunk_prepare_pending(struct chunk *c)
+static void edges_remove(struct chunk *c, uint32_t i, uint32_t n)
 {
-	if (!c->pending)
-		c->pending = words_new(0);
-	return c->pending ? 0 : -ENOMEM;
+	memmove(&c->edge[i], &c->edge[i + n],
+		(c->edges - i - n) * sizeof(*c->edge));
+	for (uint32_t k = 0; k < n; k++)
+		c->edge[--c->edges] = EDGE_NONE;
 }
 
-/* A chunk that is all the same needs no bitmap. */
-static void drop_bits(struct chunk *c)
+/*
+ * Units [off, end), all alike, become the opposite: an edge at either end goes
+ * if it is there and comes if it is not. The end of the chunk needs none.
+ */
+static void edges_flip(struct chunk *c, uint32_t off, uint32_t end)
 {
-	free(c->bits);
+	uint32_t i = edge_rank(c, off);
+	bool at_off = i && (uint32_t)c->edge[i - 1] == off;
+	bool at_end = i < c->edges && (uint32_t)c->edge[i] == end;
+
+	if (end == ALLOC_CHUNK) {
+		if (at_off)
+			edges_remove(c, i - 1, 1);
+		else
+			edge_insert(c, i, off);
+	} else if (at_off && at_end) {
+		edges_remove(c, i - 1, 2);
+	} else if (at_off) {
+		c->edge[i - 1] = (int16_t)end;
+	} else if (at_end) {
+		c->edge[i] = (int16_t)off;
+	} else {
+		edge_insert(c, i, end);
+		edge_insert(c, i, off);
+	}
+}
+
+/* The same where only the count is kept. Before the bits change. */
+static void edges_count_flip(struct chunk *c, uint32_t off, uint32_t end)
+{
+	bool was = bit_get(c->bits, off);
+
+	if (was == (off && bit_get(c->bits, off - 1)))
+		c->edges++;
+	else
+		c->edges--;
+	if (end == ALLOC_CHUNK)
+		return;
+	if (was == bit_get(c->bits, end))
+		c->edges++;
+	else
+		c->edges--;
+}
+
+/* Go over to a bitmap. */
+static int edges_to_bits(struct pool *maps, struct chunk *c)
+{
+	uint64_t *bits = pool_get(maps);
+
+	if (!bits)
+		return -ENOMEM;
+	memset(bits, 0, ALLOC_CHUNK_BYTES);
+	for (uint32_t i = 0; i < c->edges; i += 2) {
+		uint32_t off = (uint32_t)c->edge[i];
+		uint32_t end = i + 1 < c->edges ? (uint32_t)c->edge[i + 1]
+						: ALLOC_CHUNK;
+
+		bits_fill(bits, off, end - off, true);
+	}
+	c->bits = bits;
+	return 0;
+}
+
+/* And back. */
+static void bits_to_edges(struct pool *maps, struct chunk *c)
+{
+	uint32_t n = 0, at = 0;
+
+	for (;; n++) {
+		at = bits_next(c->bits, at, ALLOC_CHUNK, n % 2 ? ~0ull : 0);
+		if (at == ALLOC_CHUNK)
+			break;
+		c->edge[n] = (int16_t)at;
+	}
+	edges_set(c, n);
+	pool_put(maps, c->bits);
 	c->bits = NULL;
 }
 
-void chunk_mark_used(struct chunk *c, uint32_t off, uint32_t len)
+/* -- One chunk, in either form -- */
+
+static uint32_t next_used(const struct chunk *c, uint32_t off, uint32_t end)
+{
+	uint32_t i, at;
+
+	if (c->bits)
+		return bits_next(c->bits, off, end, 0);
+	if (off >= end)
+		return end;
+	i = edge_rank(c, off);
+	if (i % 2)
+		return off;
+	at = i < c->edges ? (uint32_t)c->edge[i] : end;
+	return at < end ? at : end;
+}
+
+static uint32_t next_free(const struct chunk *c, uint32_t off, uint32_t end)
+{
+	uint32_t i, at;
+
+	if (c->bits)
+		return bits_next(c->bits, off, end, ~0ull);
+	if (off >= end)
+		return end;
+	i = edge_rank(c, off);
+	if (i % 2 == 0)
+		return off;
+	at = i < c->edges ? (uint32_t)c->edge[i] : end;
+	return at < end ? at : end;
+}
+
+static uint32_t clear_below(const struct chunk *c, uint32_t off, uint32_t max)
+{
+	uint32_t i, low;
+
+	if (c->bits)
+		return bits_clear_below(c->bits, off, max);
+	if (!off)
+		return 0;
+	i = edge_rank(c, off - 1);
+	if (i % 2)
+		return 0;
+	low = i ? (uint32_t)c->edge[i - 1] : 0;
+	return off - low < max ? off - low : max;
+}
+
+void chunk_become(struct chunk *c, bool free)
+{
+	c->free = free ? c->units : 0;
+	c->edge[0] = (int16_t)c->free;
+	edges_set(c, c->free < ALLOC_CHUNK);
+	c->no_fit = UINT32_MAX;
+	c->state = CHUNK_READY;
+}
+
+/* What `c` is now, for a save that has not come to it yet. */
+static int preserve(struct chunks *t, struct chunk *c)
+{
+	struct chunk_image *image = malloc(sizeof(*image));
+
+	if (!image)
+		return -ENOMEM;
+	image->bits = NULL;
+	if (c->bits) {
+		image->bits = pool_get(&t->maps);
+		if (!image->bits) {
+			free(image);
+			return -ENOMEM;
+		}
+		memcpy(image->bits, c->bits, ALLOC_CHUNK_BYTES);
+	}
+	image->edges = c->edges;
+	memcpy(image->edge, c->edge, sizeof(image->edge));
+	c->image = image;
+	c->epoch = t->epoch;
+	return 0;
+}
+
+int chunk_prepare(struct chunks *t, struct chunk *c)
+{
+	int err = c->epoch == t->epoch ? 0 : preserve(t, c);
+
+	if (err || c->bits || c->edges + 2 <= CHUNK_EDGES)
+		return err;
+	return edges_to_bits(&t->maps, c);
+}
+
+int chunk_prepare_pending(struct pool *maps, struct chunk *c)
+{
+	if (c->pending)
+		return 0;
+	c->pending = pool_get(maps);
+	if (!c->pending)
+		return -ENOMEM;
+	memset(c->pending, 0, ALLOC_CHUNK_BYTES);
+	return 0;
+}
+
+static void mark(struct pool *maps, struct chunk *c, uint32_t off, uint32_t len,
+		 bool used)
+{
+	if (!c->bits) {
+		edges_flip(c, off, off + len);
+		return;
+	}
+	edges_count_flip(c, off, off + len);
+	bits_fill(c->bits, off, len, used);
+	/* Not at once, so as not to be back here soon. */
+	if (c->edges <= CHUNK_EDGES / 2)
+		bits_to_edges(maps, c);
+}
+
+void chunk_mark_used(struct pool *maps, struct chunk *c, uint32_t off,
+		     uint32_t len)
 {
 	assert(len <= c->free);
 	c->free -= len;
-	if (!c->free)
-		drop_bits(c);
-	else
-		bits_set(c->bits, off, len);
+	mark(maps, c, off, len, true);
 }
 
-void chunk_mark_free(struct chunk *c, uint32_t off, uint32_t len)
+void chunk_mark_free(struct pool *maps, struct chunk *c, uint32_t off,
+		     uint32_t len)
 {
 	c->free += len;
 	c->no_fit = UINT32_MAX;
 	assert(c->free <= c->units);
-	if (c->free == c->units)
-		drop_bits(c);
-	else
-		bits_clear(c->bits, off, len);
+	mark(maps, c, off, len, false);
 }
 
 bool chunk_all_used(const struct chunk *c, uint32_t off, uint32_t len)
 {
-	if (c->pending && !bits_none_set(c->pending, off, len))
+	uint32_t end = off + len;
+
+	if (c->pending && bits_next(c->pending, off, end, 0) < end)
 		return false;
-	return c->bits ? bits_all_set(c->bits, off, len) : !c->free;
+	return next_free(c, off, end) == end;
 }
 
 bool chunk_all_free(const struct chunk *c, uint32_t off, uint32_t len)
 {
-	return c->bits ? bits_none_set(c->bits, off, len) : c->free > 0;
+	return next_used(c, off, off + len) == off + len;
 }
 
 bool chunk_all_pending(const struct chunk *c, uint32_t off, uint32_t len)
 {
-	return c->pending && bits_all_set(c->pending, off, len);
+	return c->pending &&
+	       bits_next(c->pending, off, off + len, ~0ull) == off + len;
 }
 
 void chunk_mark_pending(struct chunk *c, uint32_t off, uint32_t len)
 {
-	bits_set(c->pending, off, len);
+	bits_fill(c->pending, off, len, true);
 	c->pending_units += len;
 }
 
-void chunk_clear_pending(struct chunk *c, uint32_t off, uint32_t len)
+void chunk_clear_pending(struct pool *maps, struct chunk *c, uint32_t off,
+			 uint32_t len)
 {
 	c->pending_units -= len;
 	if (c->pending_units) {
-		bits_clear(c->pending, off, len);
+		bits_fill(c->pending, off, len, false);
 	} else {
-		free(c->pending);
+		pool_put(maps, c->pending);
 		c->pending = NULL;
 	}
 }
@@ -219,7 +389,7 @@ uint32_t chunk_free_before(const struct chunk *c, uint32_t off, uint32_t max)
 		max = max < off - c->win_hi ? max : off - c->win_hi;
 	}
 	max = max < off ? max : off;
-	return c->bits ? bits_clear_below(c->bits, off, max) : max;
+	return clear_below(c, off, max);
 }
 
 uint32_t chunk_free_after(const struct chunk *c, uint32_t off, uint32_t max)
@@ -234,32 +404,28 @@ uint32_t chunk_free_after(const struct chunk *c, uint32_t off, uint32_t max)
 		end = c->win_lo;
 	}
 	end = max < end - off ? off + max : end;
-	return (c->bits ? NEXT_USED(c->bits, off, end) : end) - off;
+	return next_used(c, off, end) - off;
 }
 
 uint32_t chunk_next_run(const struct chunk *c, uint32_t off, uint32_t *start)
 {
 	if (c->state != CHUNK_READY || !c->free || off >= c->units)
 		return 0;
-	if (!c->bits) {
-		*start = off;
-		return c->units - off;
-	}
-	*start = NEXT_FREE(c->bits, off, c->units);
-	return NEXT_USED(c->bits, *start, c->units) - *start;
+	*start = next_free(c, off, c->units);
+	return next_used(c, *start, c->units) - *start;
 }
 
 static bool find_between(const struct chunk *c, uint32_t off, uint32_t end,
 			 uint32_t len, uint32_t *start)
 {
 	while (off < end) {
-		uint32_t at = NEXT_FREE(c->bits, off, end);
+		uint32_t at = next_free(c, off, end);
 		uint32_t stop;
 
 		if (at == end)
 			break;
 		stop = at + len <= c->units ? at + len : c->units;
-		off = NEXT_USED(c->bits, at, stop);
+		off = next_used(c, at, stop);
 		if (off - at == len) {
 			*start = at;
 			return true;
@@ -272,10 +438,6 @@ bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start)
 {
 	if (c->state != CHUNK_READY || c->free < len || len >= c->no_fit)
 		return false;
-	if (!c->bits) {
-		*start = off + len <= c->units ? off : 0;
-		return true;
-	}
 	if (find_between(c, off, c->units, len, start) ||
 	    find_between(c, 0, off, len, start))
 		return true;
@@ -283,18 +445,25 @@ bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start)
 	return false;
 }
 
-void chunk_adopt(struct chunk *c, uint64_t *bits)
+void chunk_adopt(struct pool *maps, struct chunk *c, uint64_t *bits)
 {
-	uint32_t used = 0;
+	uint64_t before = 0;
 
 	if (c->units < ALLOC_CHUNK)
-		bits_set(bits, c->units, ALLOC_CHUNK - c->units);
-	for (unsigned w = 0; w < WORDS; w++)
-		used += (uint32_t)__builtin_popcountll(bits[w]);
-	c->free = ALLOC_CHUNK - used;
+		bits_fill(bits, c->units, ALLOC_CHUNK - c->units, true);
 	c->bits = bits;
-	if (!c->free || c->free == c->units)
-		drop_bits(c);
+	c->free = ALLOC_CHUNK;
+	c->edges = 0;
+	for (unsigned w = 0; w < WORDS; w++) {
+		uint64_t word = bits[w];
+
+		c->free -= (uint32_t)__builtin_popcountll(word);
+		c->edges += (uint16_t)__builtin_popcountll(
+			word ^ (word << 1 | before >> 63));
+		before = word;
+	}
+	if (c->edges <= CHUNK_EDGES / 2)
+		bits_to_edges(maps, c);
 	c->no_fit = UINT32_MAX;
 	c->state = CHUNK_READY;
 }
@@ -306,36 +475,36 @@ static struct chunk *page_load(const struct chunks *t, uint64_t page)
 	return __atomic_load_n(&t->pages[page], __ATOMIC_ACQUIRE);
 }
 
+/* The directory has room to grow to this; nothing but addresses is taken. */
+#define DIR_BYTES_MIN ((size_t)8 << 20)
+
 int chunks_init(struct chunks *t, uint64_t units)
 {
-	*t = (struct chunks){ .units = units };
+	*t = (struct chunks){ .units = units, .save_at = UINT64_MAX };
 	t->count = (units + ALLOC_CHUNK - 1) / ALLOC_CHUNK;
-	t->dir_bytes = (t->count + PAGE_CHUNKS - 1) / PAGE_CHUNKS *
-		       sizeof(*t->pages);
+	t->dir_bytes = (t->count / PAGE_CHUNKS + 1) * 2 * sizeof(*t->pages);
+	if (t->dir_bytes < DIR_BYTES_MIN)
+		t->dir_bytes = DIR_BYTES_MIN;
 	t->pages = mmap(NULL, t->dir_bytes, PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (t->pages == MAP_FAILED)
 		return -ENOMEM;
 	lock_init(&t->lock, RANK_CHUNKS, "chunks");
+	pool_init(&t->maps, ALLOC_CHUNK_BYTES, 0, "bitmaps");
 	return 0;
-}
-
-static void page_free(struct chunk *page)
-{
-	for (unsigned i = 0; i < PAGE_CHUNKS; i++) {
-		free(page[i].bits);
-		free(page[i].pending);
-		lock_fini(&page[i].lock);
-	}
-	free(page);
 }
 
 void chunks_fini(struct chunks *t)
 {
-	for (uint64_t i = 0; i < t->dir_bytes / sizeof(*t->pages); i++)
-		if (t->pages[i])
-			page_free(t->pages[i]);
+	for (uint64_t i = 0; i <= t->page_last; i++) {
+		struct chunk *page = t->pages[i];
+
+		for (unsigned j = 0; page && j < PAGE_CHUNKS; j++)
+			free(page[j].image);
+		free(page);
+	}
 	munmap(t->pages, t->dir_bytes);
+	pool_fini(&t->maps);
 	free(t->known);
 	lock_fini(&t->lock);
 }
@@ -345,6 +514,13 @@ struct chunk *chunks_peek(const struct chunks *t, uint64_t index)
 	struct chunk *page = page_load(t, index / PAGE_CHUNKS);
 
 	return page ? &page[index % PAGE_CHUNKS] : NULL;
+}
+
+uint64_t chunks_next(const struct chunks *t, uint64_t index, uint64_t end)
+{
+	while (index < end && !page_load(t, index / PAGE_CHUNKS))
+		index = (index / PAGE_CHUNKS + 1) * PAGE_CHUNKS;
+	return index < end ? index : end;
 }
 
 /* What was said of chunk `index`, or NULL. */
@@ -367,32 +543,33 @@ static const struct chunks_known *known_find(const struct chunks *t,
 	return NULL;
 }
 
-static void chunk_become(struct chunk *c, bool free)
-{
-	c->free = free ? c->units : 0;
-	c->state = CHUNK_READY;
-}
-
 static struct chunk *page_new(struct chunks *t, uint64_t page)
 {
-	struct chunk *p = calloc(PAGE_CHUNKS, sizeof(*p));
+	struct chunk *p = aligned_alloc(_Alignof(struct chunk),
+					PAGE_CHUNKS * sizeof(*p));
 
 	if (!p)
 		return NULL;
+	memset(p, 0, PAGE_CHUNKS * sizeof(*p));
 	for (unsigned i = 0; i < PAGE_CHUNKS; i++) {
 		uint64_t index = page * PAGE_CHUNKS + i;
 		uint64_t first = index * ALLOC_CHUNK;
 		const struct chunks_known *k = known_find(t, index);
 
-		lock_init(&p[i].lock, RANK_CHUNK, "chunk");
-		p[i].no_fit = UINT32_MAX;
+		latch_init(&p[i].latch, RANK_CHUNK, "chunk");
 		if (first < t->units)
 			p[i].units = t->units - first < ALLOC_CHUNK
 					     ? (uint32_t)(t->units - first)
 					     : ALLOC_CHUNK;
+		chunk_become(&p[i], false);
+		p[i].state = CHUNK_UNKNOWN;
+		/* A save that is to come here must find what is now. */
+		p[i].epoch = t->epoch - (index >= t->save_at);
 		if (k)
 			chunk_become(&p[i], k->free);
 	}
+	if (page > t->page_last)
+		t->page_last = page;
 	return p;
 }
 
@@ -418,13 +595,15 @@ struct chunk *chunks_get(struct chunks *t, uint64_t index)
 
 static int known_add(struct chunks *t, uint64_t first, uint64_t count, bool free)
 {
-	if (t->known_count) {
-		struct chunks_known *last = &t->known[t->known_count - 1];
+	size_t at = t->known_count;
+	struct chunks_known *k;
 
-		if (last->free == free && last->first + last->count == first) {
-			last->count += count;
-			return 0;
-		}
+	while (at && t->known[at - 1].first > first)
+		at--;
+	k = at ? &t->known[at - 1] : NULL;
+	if (k && k->free == free && k->first + k->count == first) {
+		k->count += count;
+		return 0;
 	}
 	if (t->known_count == t->known_max) {
 		size_t max = t->known_max ? t->known_max * 2 : 16;
@@ -435,8 +614,9 @@ static int known_add(struct chunks *t, uint64_t first, uint64_t count, bool free
 		t->known = grown;
 		t->known_max = max;
 	}
-	t->known[t->known_count++] =
-		(struct chunks_known){ first, count, free };
+	memmove(&t->known[at + 1], &t->known[at],
+		(t->known_count++ - at) * sizeof(*t->known));
+	t->known[at] = (struct chunks_known){ first, count, free };
 	return 0;
 }
 
@@ -447,33 +627,141 @@ int chunks_describe(struct chunks *t, uint64_t first, uint64_t count, bool free)
 
 	lock_lock(&t->lock);
 	err = known_add(t, first, count, free);
-	for (uint64_t i = first; !err && i < end;) {
-		struct chunk *page = page_load(t, i / PAGE_CHUNKS);
-
-		if (!page) {
-			i = (i / PAGE_CHUNKS + 1) * PAGE_CHUNKS;
-			continue;
-		}
-		if (page[i % PAGE_CHUNKS].state == CHUNK_UNKNOWN)
-			chunk_become(&page[i % PAGE_CHUNKS], free);
-		i++;
+	for (uint64_t i = first; !err; i++) {
+		i = chunks_next(t, i, end);
+		if (i == end)
+			break;
+		if (chunks_peek(t, i)->state == CHUNK_UNKNOWN)
+			chunk_become(chunks_peek(t, i), free);
 	}
+	lock_unlock(&t->lock);
+	return err;
+}
+
+/* -- Saving -- */
+
+void chunks_save_begin(struct chunks *t)
+{
+	t->epoch++;
+	t->save_at = 0;
+}
+
+/* How many chunks from `index` on are alike, none with a struct. */
+static uint64_t alike(const struct chunks *t, uint64_t index, bool *free)
+{
+	const struct chunks_known *k = known_find(t, index);
+	uint64_t end = chunks_next(t, index, t->count);
+
+	/* What nobody described is none of ours to save: taken for full. */
+	*free = k && k->free;
+	if (!k)
+		return 1;
+	return (k->first + k->count < end ? k->first + k->count : end) - index;
+}
+
+enum chunks_saved chunks_save_next(struct chunks *t, uint64_t *index,
+				   uint64_t *count, bool *free)
+{
+	enum chunks_saved what = SAVED_ALL;
+
+	lock_lock(&t->lock);
+	*index = t->save_at;
+	*count = 1;
+	if (*index >= t->count) {
+		t->save_at = UINT64_MAX;
+	} else if (chunks_peek(t, *index)) {
+		what = SAVED_STRUCT;
+		t->save_at++;
+	} else {
+		what = SAVED_ALIKE;
+		*count = alike(t, *index, free);
+		t->save_at += *count;
+	}
+	lock_unlock(&t->lock);
+	return what;
+}
+
+void chunk_save(struct chunks *t, struct chunk *c, struct chunk_image *out,
+		bool *borrowed)
+{
+	*borrowed = !c->image;
+	if (c->image) {
+		*out = *c->image;
+		free(c->image);
+		c->image = NULL;
+		return;
+	}
+	out->bits = c->bits;
+	out->edges = c->edges;
+	memcpy(out->edge, c->edge, sizeof(out->edge));
+	c->epoch = t->epoch;
+}
+
+/* -- Resizing -- */
+
+static uint64_t min_count(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Give a chunk that has a struct the size that it has in a space of `units`. */
+static void chunk_resize(struct chunks *t, uint64_t index, uint64_t units)
+{
+	struct chunk *c = chunks_peek(t, index);
+	uint64_t first = index * ALLOC_CHUNK;
+	uint32_t exist = 0;
+
+	if (units > first)
+		exist = units - first < ALLOC_CHUNK ? (uint32_t)(units - first)
+						    : ALLOC_CHUNK;
+	if (exist < c->units) {
+		uint32_t gone = c->units - exist;
+
+		/* They were free; what does not exist is in use. */
+		if (chunk_all_free(c, exist, gone))
+			chunk_mark_used(&t->maps, c, exist, gone);
+	}
+	c->units = exist;
+	if (exist)
+		c->state = CHUNK_READY;
+}
+
+int chunks_resize(struct chunks *t, uint64_t units)
+{
+	uint64_t count = (units + ALLOC_CHUNK - 1) / ALLOC_CHUNK;
+	uint64_t most = count > t->count ? count : t->count;
+	uint64_t from = (units < t->units ? units : t->units) / ALLOC_CHUNK;
+	int err = 0;
+
+	if ((count / PAGE_CHUNKS + 1) * sizeof(*t->pages) > t->dir_bytes)
+		return -EFBIG;
+	/* Before anything changes: memory, and what a save is to see. */
+	for (uint64_t i = from; (i = chunks_next(t, i, most)) < most; i++) {
+		err = chunk_prepare(t, chunks_peek(t, i));
+		if (err)
+			return err;
+	}
+	lock_lock(&t->lock);
+	if (count > t->count)
+		err = known_add(t, t->count, count - t->count, true);
+	if (err)
+		goto out;
+	for (; t->known_count; t->known_count--) {
+		struct chunks_known *k = &t->known[t->known_count - 1];
+
+		if (k->first < count) {
+			k->count = min_count(k->count, count - k->first);
+			break;
+		}
+	}
+	for (uint64_t i = from; (i = chunks_next(t, i, most)) < most; i++)
+		chunk_resize(t, i, units);
+	t->units = units;
+	t->count = count;
+out:
 	lock_unlock(&t->lock);
 	return err;
 }
 
 size_t chunks_bytes(const struct chunks *t)
 {
-	size_t bytes = t->known_max * sizeof(*t->known) +
-		       t->page_count * PAGE_CHUNKS * sizeof(struct chunk);
-
-	for (uint64_t i = 0; i < t->dir_bytes / sizeof(*t->pages); i++) {
-		struct chunk *page = page_load(t, i);
-
-		for (unsigned j = 0; page && j < PAGE_CHUNKS; j++)
-			bytes += ((page[j].bits != NULL) +
-				  (page[j].pending != NULL)) *
-				 ALLOC_CHUNK_BYTES;
-	}
-	return bytes;
+	return t->known_max * sizeof(*t->known) + pool_bytes(&t->maps) +
+	       t->page_count * PAGE_CHUNKS * sizeof(struct chunk);
 }

@@ -3,18 +3,20 @@
 #define SPACEWEAVE_BITMAP_H
 
 /*
- * The truth: one bit for each unit, set when it is in use, in chunks of
- * ALLOC_CHUNK units, and a second map of the frees that are pending.
+ * The truth: whether a unit is in use, in chunks of ALLOC_CHUNK units, and a
+ * second map of the frees that are pending.
  *
- * A chunk that is wholly free or full has no bitmap, and a chunk that nobody
- * looked at has not even a struct: a fresh space costs nothing.
+ * A chunk of few runs, free or full ones among them, is a short list of the
+ * edges between them, and changes in one cache line; one of many runs is a
+ * bitmap. A chunk that nobody looked at has not even a struct: a fresh space
+ * costs nothing.
  *
  * A chunk may have a window: a run of free units at [win_lo, win_hi) that is
  * in no index, because it is being given away from its front. Searches for
  * free units next to a given one stop at a window as if it were in use.
  *
  * Positions are in units from the start of the chunk. The caller holds the
- * chunk's lock, or has stopped the world (see alloc_priv.h).
+ * chunk's latch, or has stopped the world (see alloc_priv.h).
  */
 
 #include <stdbool.h>
@@ -23,6 +25,7 @@
 
 #include "alloc/alloc.h"
 #include "alloc/lock.h"
+#include "alloc/pool.h"
 
 enum chunk_state {
 	CHUNK_UNKNOWN,		/* taken for full until it is loaded */
@@ -30,28 +33,60 @@ enum chunk_state {
 	CHUNK_READY,
 };
 
+#define CHUNK_EDGES 32
+
+struct chunk_image;
+
 struct chunk {
-	struct lock lock;	/* RANK_CHUNK, ascending by number */
-	/* Under lock: */
-	uint64_t *bits;		/* NULL: wholly free, or full */
-	uint64_t *pending;	/* NULL: nothing pending */
+	struct latch latch;	/* RANK_CHUNK, ascending by number */
+	/* Under latch: */
 	uint32_t units;		/* that exist: ALLOC_CHUNK but for the last */
-	uint32_t free;		/* bits not set, those of the window too */
+	uint32_t free;		/* units not in use, those of the window too */
 	uint32_t pending_units;
 	uint32_t win_lo, win_hi;
 	uint32_t no_fit;	/* no run of so many units is in here */
 	uint16_t win_owner;	/* who opened it, see window_open() */
 	uint8_t state;
 	bool lost;		/* has short runs that no hint points to */
+	uint64_t *bits;		/* one for each unit, set when in use; or NULL */
+	uint64_t *pending;	/* NULL: nothing pending */
+	struct chunk_image *image; /* as it was at the last save point */
+	uint32_t epoch;		/* the save point that has it, or need not */
+	/*
+	 * Where units in use begin and end: a unit is in use when an odd
+	 * number of edges is not above it. Units that do not exist are in
+	 * use. Ascending; EDGE_NONE after the last. Kept while there is no
+	 * bitmap; the count always.
+	 */
+	uint16_t edges;
+	int16_t edge[CHUNK_EDGES];
+} __attribute__((aligned(64)));
+
+/* What a chunk was: as in struct chunk. */
+struct chunk_image {
+	uint64_t *bits;
+	uint32_t edges;
+	int16_t edge[CHUNK_EDGES];
 };
 
-/* Make sure that marking [off, off + len) finds its memory. -ENOMEM. */
-int chunk_prepare(struct chunk *c, uint32_t off, uint32_t len);
-int chunk_prepare_pending(struct chunk *c);
+/* Wholly free, or full; and ready. */
+void chunk_become(struct chunk *c, bool free);
+
+struct chunks;
+
+/*
+ * Before units are marked: memory for it, which comes from and returns to the
+ * table's pool of maps; and an image, if a save is to see the chunk as it is
+ * now. Good for one mark. -ENOMEM.
+ */
+int chunk_prepare(struct chunks *t, struct chunk *c);
+int chunk_prepare_pending(struct pool *maps, struct chunk *c);
 
 /* Mark units that are all free, or all in use, as the other. */
-void chunk_mark_used(struct chunk *c, uint32_t off, uint32_t len);
-void chunk_mark_free(struct chunk *c, uint32_t off, uint32_t len);
+void chunk_mark_used(struct pool *maps, struct chunk *c, uint32_t off,
+		     uint32_t len);
+void chunk_mark_free(struct pool *maps, struct chunk *c, uint32_t off,
+		     uint32_t len);
 
 /* In use, and no free of them pending. */
 bool chunk_all_used(const struct chunk *c, uint32_t off, uint32_t len);
@@ -59,7 +94,8 @@ bool chunk_all_free(const struct chunk *c, uint32_t off, uint32_t len);
 
 bool chunk_all_pending(const struct chunk *c, uint32_t off, uint32_t len);
 void chunk_mark_pending(struct chunk *c, uint32_t off, uint32_t len);
-void chunk_clear_pending(struct chunk *c, uint32_t off, uint32_t len);
+void chunk_clear_pending(struct pool *maps, struct chunk *c, uint32_t off,
+			 uint32_t len);
 
 /*
  * Free units directly below, or from, `off`: at most `max`, and not past a
@@ -77,8 +113,8 @@ uint32_t chunk_next_run(const struct chunk *c, uint32_t off, uint32_t *start);
  */
 bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start);
 
-/* Take over what was loaded: ALLOC_CHUNK_BYTES, malloc'ed, now the chunk's. */
-void chunk_adopt(struct chunk *c, uint64_t *bits);
+/* Take over what was loaded: a piece of `maps`, now the chunk's. */
+void chunk_adopt(struct pool *maps, struct chunk *c, uint64_t *bits);
 
 /*
  * All chunks of a space. A chunk gets its struct when it is first needed; what
@@ -88,6 +124,9 @@ struct chunks {
 	struct chunk **pages;		/* atomic; directory */
 	uint64_t units, count;		/* of the space, in units and chunks */
 	size_t dir_bytes;
+	struct pool maps;		/* bitmaps */
+	uint32_t epoch;			/* save points; changes with the world
+					   stopped */
 	struct lock lock;		/* RANK_CHUNKS */
 	/* Under lock: */
 	struct chunks_known {
@@ -96,6 +135,8 @@ struct chunks {
 	} *known;			/* ascending */
 	size_t known_count, known_max;
 	size_t page_count;
+	uint64_t page_last;
+	uint64_t save_at;		/* chunks below it have been saved */
 };
 
 int chunks_init(struct chunks *t, uint64_t units);
@@ -103,6 +144,9 @@ void chunks_fini(struct chunks *t);
 
 /* The chunk, or NULL when it has no struct (yet). */
 struct chunk *chunks_peek(const struct chunks *t, uint64_t index);
+
+/* The first chunk from `index` on that has a struct; `end` at most. */
+uint64_t chunks_next(const struct chunks *t, uint64_t index, uint64_t end);
 
 /* The chunk, made when there is none. NULL: no memory. */
 struct chunk *chunks_get(struct chunks *t, uint64_t index);
@@ -112,6 +156,28 @@ struct chunk *chunks_get(struct chunks *t, uint64_t index);
  * full. With the world stopped. -ENOMEM.
  */
 int chunks_describe(struct chunks *t, uint64_t first, uint64_t count, bool free);
+
+/*
+ * Saving what all chunks are at one moment, while they change. Begin with the
+ * world stopped. Then each call gives what comes next: a chunk with a struct,
+ * *index, to be had by chunk_save(); or *count chunks without, from *index on,
+ * which are wholly free, or full.
+ */
+enum chunks_saved { SAVED_ALL, SAVED_ALIKE, SAVED_STRUCT };
+
+void chunks_save_begin(struct chunks *t);
+enum chunks_saved chunks_save_next(struct chunks *t, uint64_t *index,
+				   uint64_t *count, bool *free);
+/* Under its latch. out->bits are the caller's to put back, unless *borrowed. */
+void chunk_save(struct chunks *t, struct chunk *c, struct chunk_image *out,
+		bool *borrowed);
+
+/*
+ * Change the size, with the world stopped. Units that come into a chunk with a
+ * struct are in use; chunks that come without one are wholly free. Units that
+ * go are free or were marked used. -EFBIG beyond what the directory can hold.
+ */
+int chunks_resize(struct chunks *t, uint64_t units);
 
 size_t chunks_bytes(const struct chunks *t);
 

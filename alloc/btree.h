@@ -9,14 +9,14 @@
  *
  * Every call is atomic with respect to every other; none blocks but for the
  * few instructions in which another thread changes the very node it needs.
- * Takes no lock but that of the node pool (RANK_LEAF).
+ * Takes no lock but the latch of the node pool (RANK_LEAF).
  */
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "alloc/lock.h"
+#include "alloc/pool.h"
 
 struct pair {
 	uint64_t k, v;
@@ -28,12 +28,7 @@ struct btree {
 	uint64_t version;		/* latch of `root` */
 	struct btree_node *root;
 	bool unique;			/* no two pairs have the same k */
-	struct lock pool_lock;
-	/* Under pool_lock: */
-	struct btree_node *spare;	/* chained nodes */
-	size_t spares;			/* also read without the lock */
-	void *slabs;			/* chained, freed by btree_fini() */
-	size_t slab_count;
+	struct pool pool;		/* of nodes */
 };
 
 /* Returns 0 or -ENOMEM. */
@@ -49,18 +44,37 @@ int btree_prepare(struct btree *t, size_t nodes);
 /* Put `p` into the set, where it is not yet. */
 void btree_insert(struct btree *t, struct pair p);
 
+/*
+ * Where a pair was found. Handed to a change of that pair it saves the way
+ * from the root, if nothing changed there meanwhile. May be NULL, or {NULL}.
+ */
+struct btree_spot {
+	struct btree_node *leaf;
+	uint64_t seen;
+};
+
 /* Take `p` out. False when it is not there (any more). */
-bool btree_remove(struct btree *t, struct pair p);
+bool btree_remove(struct btree *t, struct pair p, const struct btree_spot *spot);
 
 /*
  * Change (p.k, p.v) to (p.k, v) in one step, in a tree that is `unique`.
  * False when `p` is not there.
  */
-bool btree_update(struct btree *t, struct pair p, uint64_t v);
+bool btree_update(struct btree *t, struct pair p, uint64_t v,
+		  const struct btree_spot *spot);
+
+/*
+ * Change `p` to `q`, with no pair between them; in two steps if need be, with
+ * neither there in between. False when `p` is not there; nothing is changed.
+ */
+bool btree_replace(struct btree *t, struct pair p, struct pair q,
+		   const struct btree_spot *spot);
 
 /* The first pair not less than `from`; the last not greater. */
-bool btree_ceil(struct btree *t, struct pair from, struct pair *out);
-bool btree_floor(struct btree *t, struct pair from, struct pair *out);
+bool btree_ceil(struct btree *t, struct pair from, struct pair *out,
+		struct btree_spot *spot);
+bool btree_floor(struct btree *t, struct pair from, struct pair *out,
+		 struct btree_spot *spot);
 
 /* Bytes held. */
 size_t btree_bytes(const struct btree *t);

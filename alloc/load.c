@@ -24,33 +24,39 @@ static int chunk_state(struct alloc *a, uint64_t chunk, int to)
 
 	if (!c)
 		return CHUNK_UNKNOWN;
-	lock_lock(&sh->lock);
-	lock_lock(&c->lock);
+	latch_lock(&sh->latch);
+	latch_lock(&c->latch);
 	state = c->state;
 	if (to >= 0)
 		c->state = (uint8_t)to;
-	lock_unlock(&c->lock);
-	lock_unlock(&sh->lock);
+	latch_unlock(&c->latch);
+	latch_unlock(&sh->latch);
 	return state;
 }
 
-/* Make `bits` the chunk's, which is CHUNK_LOADING. Consumes them. */
-static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
+/* Make `bits` the chunk's, which is not ready yet. Consumes them. */
+int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
 {
 	struct chunk *c;
 	struct op op;
 	int err = op_enter_world(a, &op);
 
 	if (err) {
-		free(bits);
+		pool_put(&a->chunks.maps, bits);
 		return err;
 	}
-	c = chunks_peek(&a->chunks, chunk);
-	chunk_adopt(c, bits);
+	c = chunks_get(&a->chunks, chunk);
+	if (!c) {
+		pool_put(&a->chunks.maps, bits);
+		err = -ENOMEM;
+		goto out;
+	}
+	chunk_adopt(&a->chunks.maps, c, bits);
 	if (expect != UINT32_MAX && c->free != expect) {
-		free(c->bits);
+		if (c->bits)
+			pool_put(&a->chunks.maps, c->bits);
 		c->bits = NULL;
-		c->free = 0;
+		chunk_become(c, false);
 		c->state = CHUNK_LOADING;
 		err = -EUCLEAN;
 	} else {
@@ -63,23 +69,24 @@ static int adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expec
 			err = space_index_chunk(&op, chunk, true);
 		hood_unlock(&op, &h);
 	}
+out:
 	op_leave(&op);
 	return err;
 }
 
 static int load_and_adopt(struct alloc *a, uint64_t chunk, uint32_t expect)
 {
-	uint64_t *bits = malloc(ALLOC_CHUNK_BYTES);
+	uint64_t *bits = pool_get(&a->chunks.maps);
 	int err;
 
 	if (!bits)
 		return -ENOMEM;
 	err = a->source.load(a->source.ctx, chunk, bits);
 	if (err) {
-		free(bits);
+		pool_put(&a->chunks.maps, bits);
 		return err;
 	}
-	return adopt(a, chunk, bits, expect);
+	return load_adopt(a, chunk, bits, expect);
 }
 
 int load_chunk(struct alloc *a, uint64_t chunk, uint32_t expect)
@@ -120,8 +127,11 @@ static int enter_free(struct op *op, uint64_t first, uint64_t end)
 		int err;
 
 		for (stop = i; stop < end; stop++) {
+			stop = chunks_next(&a->chunks, stop, end);
+			if (stop == end)
+				break;
 			c = chunks_peek(&a->chunks, stop);
-			if (c && c->state != CHUNK_UNKNOWN)
+			if (c->state != CHUNK_UNKNOWN)
 				break;
 		}
 		if (stop == i)
@@ -142,7 +152,7 @@ static int enter_free(struct op *op, uint64_t first, uint64_t end)
 }
 
 /* Chunks [first, first + count) are wholly free, or full. */
-static int enter_alike(struct alloc *a, uint64_t first, uint64_t count, bool free)
+int load_alike(struct alloc *a, uint64_t first, uint64_t count, bool free)
 {
 	struct op op;
 	int err = op_enter_world(a, &op);
@@ -160,7 +170,7 @@ static int enter_alike(struct alloc *a, uint64_t first, uint64_t count, bool fre
 /* Learn of chunks from `at` on; *count of them are then known. */
 static int describe(struct alloc *a, uint64_t at, uint64_t *count)
 {
-	uint64_t left = a->chunks.count - at;
+	uint64_t left = a->source_chunks - at;
 	uint32_t units, free = 0;
 	int err;
 
@@ -175,7 +185,7 @@ static int describe(struct alloc *a, uint64_t at, uint64_t *count)
 	*count = min_u64(*count, left);
 	units = (uint32_t)min_u64(ALLOC_CHUNK, a->units - at * ALLOC_CHUNK);
 	if (!free || free >= units)
-		return enter_alike(a, at, *count, free);
+		return load_alike(a, at, *count, free);
 	if (*count != 1)
 		return -EUCLEAN;
 	return load_chunk(a, at, free);
@@ -183,7 +193,7 @@ static int describe(struct alloc *a, uint64_t at, uint64_t *count)
 
 bool load_complete(struct alloc *a)
 {
-	return __atomic_load_n(&a->cursor, __ATOMIC_ACQUIRE) >= a->chunks.count;
+	return __atomic_load_n(&a->cursor, __ATOMIC_ACQUIRE) >= a->source_chunks;
 }
 
 int load_more(struct alloc *a)
@@ -200,7 +210,7 @@ int load_more(struct alloc *a)
 		return 0;
 	}
 	at = a->cursor;
-	if (at >= a->chunks.count) {
+	if (at >= a->source_chunks) {
 		lock_unlock(&a->load_lock);
 		return -ENOENT;
 	}

@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The witness of lock ranks: each thread's held ranks in the order taken.
+ * Latches that are waited for, and the witness of lock ranks: each thread's
+ * held ranks in the order taken.
  */
 #include "alloc/lock.h"
 
+#include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 void lock_init(struct lock *l, enum lock_rank rank, const char *name)
 {
@@ -45,9 +49,49 @@ void rwlock_init(struct rwlock *l, enum lock_rank rank, const char *name)
 
 void rwlock_fini(struct rwlock *l) { pthread_rwlock_destroy(&l->rw); }
 
+void latch_init(struct latch *l, enum lock_rank rank, const char *name)
+{
+	l->word = 0;
+#ifdef LOCK_DEBUG
+	l->rank = rank;
+	l->name = name;
+#else
+	(void)rank;
+	(void)name;
+#endif
+}
+
+/* Long enough for a holder that runs, short if it does not. */
+#define LATCH_SPINS 200
+
+void latch_wait(struct latch *l)
+{
+	for (int i = 0; i < LATCH_SPINS; i++) {
+		uint32_t word = __atomic_load_n(&l->word, __ATOMIC_RELAXED);
+
+		if (!word && __atomic_compare_exchange_n(&l->word, &word, 1,
+							 false, __ATOMIC_ACQUIRE,
+							 __ATOMIC_RELAXED))
+			return;
+		if (word == 2)
+			break;
+#if defined(__x86_64__) || defined(__i386__)
+		__builtin_ia32_pause();
+#endif
+	}
+	/* From now on it says 2, so that whoever drops it wakes one. */
+	while (__atomic_exchange_n(&l->word, 2, __ATOMIC_ACQUIRE))
+		syscall(SYS_futex, &l->word, FUTEX_WAIT_PRIVATE, 2, NULL);
+}
+
+void latch_wake(struct latch *l)
+{
+	syscall(SYS_futex, &l->word, FUTEX_WAKE_PRIVATE, 1);
+}
+
 #ifdef LOCK_DEBUG
 
-#define HELD_MAX 64
+#define HELD_MAX 1100	/* all shards and a few */
 
 static _Thread_local struct {
 	enum lock_rank rank;

@@ -3,7 +3,7 @@
 #define SPACEWEAVE_LOCK_H
 
 /*
- * A mutex and a read-write lock that know their rank. In debug builds
+ * A mutex, a read-write lock and a latch that know their rank. In debug builds
  * (-DLOCK_DEBUG) each thread remembers the ranks it holds, and taking a lock
  * whose rank is not higher than the highest held aborts with both names
  * (after jemalloc's witness). In other builds they are pthread's own.
@@ -15,6 +15,7 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 enum lock_rank {
 	RANK_NONE = 0,
@@ -89,6 +90,49 @@ static inline void lock_unlock(struct lock *l)
 static inline void lock_wait(struct lock *l, pthread_cond_t *c)
 {
 	pthread_cond_wait(c, &l->m);
+}
+
+/*
+ * A latch: a mutex of one word, for what is held for nanoseconds and taken
+ * millions of times a second. Not for waiting on conditions.
+ */
+struct latch {
+	uint32_t word;		/* 0 free, 1 held, 2 held and waited for */
+#ifdef LOCK_DEBUG
+	enum lock_rank rank;
+	const char *name;
+#endif
+};
+
+void latch_init(struct latch *l, enum lock_rank rank, const char *name);
+void latch_wait(struct latch *l);
+void latch_wake(struct latch *l);
+
+static inline void latch_lock_nested(struct latch *l, bool how)
+{
+	uint32_t free = 0;
+
+#ifdef LOCK_DEBUG
+	lock_witness_take(l->rank, l->name, how);
+#else
+	(void)how;
+#endif
+	if (__builtin_expect(!__atomic_compare_exchange_n(&l->word, &free, 1,
+							  false, __ATOMIC_ACQUIRE,
+							  __ATOMIC_RELAXED), 0))
+		latch_wait(l);
+}
+
+static inline void latch_lock(struct latch *l) { latch_lock_nested(l, false); }
+
+static inline void latch_unlock(struct latch *l)
+{
+	if (__builtin_expect(__atomic_exchange_n(&l->word, 0,
+						 __ATOMIC_RELEASE) == 2, 0))
+		latch_wake(l);
+#ifdef LOCK_DEBUG
+	lock_witness_drop(l->rank, l->name);
+#endif
 }
 
 static inline void rwlock_read_nested(struct rwlock *l, bool how)

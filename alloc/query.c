@@ -19,7 +19,7 @@
 static int free_part(struct alloc *a, uint64_t unit, uint64_t *s, uint64_t *e)
 {
 	uint64_t chunk = chunk_of(unit), base = chunk * ALLOC_CHUNK;
-	struct pair run;
+	struct run run;
 	struct chunk *c;
 	struct op op;
 	uint32_t off = 0, len;
@@ -31,7 +31,7 @@ static int free_part(struct alloc *a, uint64_t unit, uint64_t *s, uint64_t *e)
 			return err;
 		if (space_long_run(a, unit, &run)) {
 			*s = unit;
-			*e = run.k + run.v;
+			*e = run.start + run.len;
 			op_leave(&op);
 			return 0;
 		}
@@ -40,10 +40,10 @@ static int free_part(struct alloc *a, uint64_t unit, uint64_t *s, uint64_t *e)
 			op_leave(&op);
 			return -ENOMEM;
 		}
-		lock_lock(&c->lock);
+		latch_lock(&c->latch);
 		err = c->state == CHUNK_READY ? 0 : -ENODATA;
 		len = err ? 0 : chunk_next_run(c, off_of(unit), &off);
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 		op_leave(&op);
 		if (!err)
 			break;
@@ -64,7 +64,7 @@ static int reach_back(struct alloc *a, uint64_t *start)
 
 	while (more && at > 0) {
 		uint32_t off = off_of(at - 1) + 1, n = 0;
-		struct pair run;
+		struct run run;
 		struct chunk *c;
 		struct op op;
 		int err = op_enter(a, &op);
@@ -77,14 +77,14 @@ static int reach_back(struct alloc *a, uint64_t *start)
 			return -ENOMEM;
 		}
 		if (space_long_run(a, at - 1, &run)) {
-			at = run.k;
+			at = run.start;
 		} else {
-			lock_lock(&c->lock);
+			latch_lock(&c->latch);
 			if (c->state == CHUNK_READY)
 				while (n < off &&
 				       chunk_all_free(c, off - n - 1, 1))
 					n++;
-			lock_unlock(&c->lock);
+			latch_unlock(&c->latch);
 			at -= n;
 			more = n == off;
 		}
@@ -147,7 +147,7 @@ static void sum_counters(struct alloc *a, struct alloc_stats *out)
 	for (unsigned i = 0; i < a->cfg.shards; i++) {
 		struct counters *n = &a->shards[i].n;
 
-		lock_lock(&a->shards[i].lock);
+		latch_lock(&a->shards[i].latch);
 		out->allocs += n->allocs;
 		out->alloc_units += n->alloc_units;
 		out->frees += n->frees;
@@ -160,7 +160,7 @@ static void sum_counters(struct alloc *a, struct alloc_stats *out)
 		out->saves += n->saves;
 		reserved += n->reserved;
 		deferred += n->deferred;
-		lock_unlock(&a->shards[i].lock);
+		latch_unlock(&a->shards[i].latch);
 	}
 	out->reserved_units = reserved > 0 ? (uint64_t)reserved : 0;
 	out->deferred_units = deferred > 0 ? (uint64_t)deferred : 0;
@@ -228,15 +228,16 @@ struct check {
 static int check_run(struct check *k, uint64_t s, uint64_t e)
 {
 	struct pair p = { e - s, s }, q;
+	struct run run;
 
 	if (e - s <= k->a->border)
 		return 0;
 	k->runs++;
-	if (!space_long_run(k->a, s, &q) || q.k != s || q.v != e - s)
+	if (!space_long_run(k->a, s, &run) || run.start != s || run.len != e - s)
 		return complain(k->msg, k->msg_len, "free units %" PRIu64
 				" to %" PRIu64 " are not a run in the tree of "
 				"starts", s, e - 1);
-	if (!btree_ceil(&k->a->by_size, p, &q) || q.k != p.k || q.v != p.v)
+	if (!btree_ceil(&k->a->by_size, p, &q, NULL) || q.k != p.k || q.v != p.v)
 		return complain(k->msg, k->msg_len, "free units %" PRIu64
 				" to %" PRIu64 " are not a run in the tree of "
 				"sizes", s, e - 1);
@@ -271,12 +272,12 @@ static int check_bitmap(struct check *k)
 	for (uint64_t i = 0; i < a->chunks.count;) {
 		struct chunk *c = chunks_peek(&a->chunks, i);
 		uint64_t base = i * ALLOC_CHUNK;
-		struct pair run;
+		struct run run;
 		uint32_t off = 0;
 
 		if (!c && space_long_run(a, base, &run)) {
 			/* Inside a long run: jump to where its end is. */
-			uint64_t end = run.k + run.v;
+			uint64_t end = run.start + run.len;
 			uint64_t next = end % ALLOC_CHUNK && end != a->units
 						? chunk_of(end)
 						: (end + ALLOC_CHUNK - 1) / ALLOC_CHUNK;
@@ -366,12 +367,4 @@ int alloc_check(struct alloc *a, char *msg, size_t msg_len)
 		err = check_counts(&k);
 	op_leave(&op);
 	return err;
-}
-
-int alloc_resize(struct alloc *a, uint64_t units, struct extent *blocking)
-{
-	(void)a;
-	(void)units;
-	(void)blocking;
-	return -EOPNOTSUPP;
 }

@@ -45,7 +45,7 @@ int op_enter_shard(struct alloc *a, struct op *op, unsigned i)
 	if (err)
 		return err;
 	*op = (struct op){ .a = a, .sh = &a->shards[i] };
-	lock_lock(&op->sh->lock);
+	latch_lock(&op->sh->latch);
 	return 0;
 }
 
@@ -63,18 +63,18 @@ int op_enter_world(struct alloc *a, struct op *op)
 	*op = (struct op){ .a = a, .world = true };
 	op->sh = &a->shards[op_shard_of_thread(a)];
 	for (unsigned i = 0; i < a->cfg.shards; i++)
-		lock_lock_nested(&a->shards[i].lock, i > 0);
+		latch_lock_nested(&a->shards[i].latch, i > 0);
 	return 0;
 }
 
 void op_leave(struct op *op)
 {
 	if (!op->world) {
-		lock_unlock(&op->sh->lock);
+		latch_unlock(&op->sh->latch);
 		return;
 	}
 	for (unsigned i = op->a->cfg.shards; i-- > 0;)
-		lock_unlock(&op->a->shards[i].lock);
+		latch_unlock(&op->a->shards[i].latch);
 }
 
 int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
@@ -89,7 +89,7 @@ int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
 	if (op->world)
 		return 0;
 	for (uint64_t i = h->first; i <= h->last; i++)
-		lock_lock_nested(&chunks_peek(&a->chunks, i)->lock,
+		latch_lock_nested(&chunks_peek(&a->chunks, i)->latch,
 				 i > h->first);
 	return 0;
 }
@@ -99,7 +99,7 @@ void hood_unlock(struct op *op, const struct hood *h)
 	if (op->world)
 		return;
 	for (uint64_t i = h->first; i <= h->last; i++)
-		lock_unlock(&chunks_peek(&op->a->chunks, i)->lock);
+		latch_unlock(&chunks_peek(&op->a->chunks, i)->latch);
 }
 
 /* -- Runs of units, across chunks -- */
@@ -189,11 +189,16 @@ static uint32_t free_after(const struct op *op, uint64_t at, uint32_t most)
 	return n;
 }
 
-bool space_long_run(struct alloc *a, uint64_t unit, struct pair *run)
+bool space_long_run(struct alloc *a, uint64_t unit, struct run *run)
 {
-	return btree_floor(&a->by_start, (struct pair){ unit, UINT64_MAX },
-			   run) &&
-	       run->k + run->v > unit;
+	struct pair p = { unit, UINT64_MAX };
+
+	run->by_size.leaf = NULL;
+	if (!btree_floor(&a->by_start, p, &p, &run->by_start))
+		return false;
+	run->start = p.k;
+	run->len = p.v;
+	return run->start + run->len > unit;
 }
 
 static int prepare(struct op *op, uint64_t s, uint64_t e)
@@ -202,7 +207,7 @@ static int prepare(struct op *op, uint64_t s, uint64_t e)
 	int err = 0;
 
 	for (uint64_t at = s; !err && piece_next(op, &at, e, &p);)
-		err = chunk_prepare(p.c, p.off, p.len);
+		err = chunk_prepare(&op->a->chunks, p.c);
 	return err;
 }
 
@@ -214,7 +219,7 @@ int space_mark_used(struct op *op, uint64_t s, uint64_t e)
 	if (err)
 		return err;
 	for (uint64_t at = s; piece_next(op, &at, e, &p);)
-		chunk_mark_used(p.c, p.off, p.len);
+		chunk_mark_used(&op->a->chunks.maps, p.c, p.off, p.len);
 	return 0;
 }
 
@@ -225,37 +230,48 @@ static void size_insert(struct op *op, uint64_t start, uint64_t len)
 	btree_insert(&op->a->by_size, (struct pair){ len, start });
 }
 
-static void size_remove(struct op *op, uint64_t start, uint64_t len)
+static void size_remove(struct op *op, uint64_t start, uint64_t len,
+			const struct btree_spot *spot)
 {
-	if (!btree_remove(&op->a->by_size, (struct pair){ len, start }))
+	if (!btree_remove(&op->a->by_size, (struct pair){ len, start }, spot))
 		abort();		/* by_size lacks a run of by_start */
 }
 
-int space_cut(struct op *op, struct pair run, uint64_t s, uint64_t e)
+static struct pair start_pair(const struct run *run)
+{
+	return (struct pair){ run->start, run->len };
+}
+
+int space_cut(struct op *op, struct run run, uint64_t s, uint64_t e)
 {
 	struct alloc *a = op->a;
-	uint64_t left = s - run.k, right = run.k + run.v - e;
+	uint64_t left = s - run.start, right = run.start + run.len - e;
 	bool left_long = left > a->border, right_long = right > a->border;
+	struct pair was = start_pair(&run), rest = { e, right };
 	bool had;
 
 	if (left_long)
-		size_insert(op, run.k, left);
+		size_insert(op, run.start, left);
 	if (right_long)
 		size_insert(op, e, right);
-	had = left_long ? btree_update(&a->by_start, run, left)
-			: btree_remove(&a->by_start, run);
+	if (left_long)
+		had = btree_update(&a->by_start, was, left, &run.by_start);
+	else if (right_long)
+		had = btree_replace(&a->by_start, was, rest, &run.by_start);
+	else
+		had = btree_remove(&a->by_start, was, &run.by_start);
 	if (!had) {
 		if (left_long)
-			size_remove(op, run.k, left);
+			size_remove(op, run.start, left, NULL);
 		if (right_long)
-			size_remove(op, e, right);
+			size_remove(op, e, right, NULL);
 		return -EAGAIN;
 	}
-	if (right_long)
-		btree_insert(&a->by_start, (struct pair){ e, right });
-	size_remove(op, run.k, run.v);
+	if (left_long && right_long)
+		btree_insert(&a->by_start, rest);
+	size_remove(op, run.start, run.len, &run.by_size);
 	if (left && !left_long)
-		hint_push(op, run.k, (uint32_t)left);
+		hint_push(op, run.start, (uint32_t)left);
 	if (right && !right_long)
 		hint_push(op, e, (uint32_t)right);
 	op->sh->n.splits += left || right;
@@ -265,13 +281,13 @@ int space_cut(struct op *op, struct pair run, uint64_t s, uint64_t e)
 int space_take(struct op *op, uint64_t s, uint64_t e)
 {
 	uint32_t left = free_before(op, s), right = free_after(op, e, HOOD);
-	struct pair run;
+	struct run run;
 	int err = prepare(op, s, e);
 
 	if (err)
 		return err;
 	if (left + (e - s) + right > op->a->border) {
-		if (!space_long_run(op->a, s, &run) || run.k + run.v < e)
+		if (!space_long_run(op->a, s, &run) || run.start + run.len < e)
 			return -EAGAIN;
 		err = space_cut(op, run, s, e);
 		if (err)
@@ -286,45 +302,70 @@ int space_take(struct op *op, uint64_t s, uint64_t e)
 	return space_mark_used(op, s, e);
 }
 
+/* Enter [start, end) in both trees, in the place of `left` and `right`. */
+static int long_insert(struct op *op, uint64_t start, uint64_t end,
+		       const struct run *left, const struct run *right)
+{
+	struct btree *by_start = &op->a->by_start;
+	struct pair whole = { start, end - start };
+	bool had = true;
+
+	size_insert(op, start, end - start);
+	if (left) {
+		if (right)
+			had = btree_remove(by_start, start_pair(right),
+					   &right->by_start);
+		if (had && !btree_update(by_start, start_pair(left), whole.v,
+					 right ? NULL : &left->by_start)) {
+			had = false;
+			if (right)
+				btree_insert(by_start, start_pair(right));
+		}
+	} else if (right) {
+		had = btree_replace(by_start, start_pair(right), whole,
+				    &right->by_start);
+	} else {
+		btree_insert(by_start, whole);
+	}
+	if (!had) {
+		size_remove(op, start, end - start, NULL);
+		return -EAGAIN;
+	}
+	if (left)
+		size_remove(op, left->start, left->len, NULL);
+	if (right)
+		size_remove(op, right->start, right->len, NULL);
+	return 0;
+}
+
 int space_publish(struct op *op, uint64_t s, uint64_t e)
 {
 	struct alloc *a = op->a;
 	uint32_t left = free_before(op, s), right = free_after(op, e, HOOD);
 	bool left_long = left > a->border, right_long = right > a->border;
 	uint64_t start = s - left, end = e + right;
-	struct pair lrun, rrun;
+	struct run lrun, rrun;
+	int err = 0;
 
 	if (left_long) {
-		if (!space_long_run(a, s - 1, &lrun) || lrun.k + lrun.v != s)
+		if (!space_long_run(a, s - 1, &lrun) ||
+		    lrun.start + lrun.len != s)
 			return -EAGAIN;
-		start = lrun.k;
+		start = lrun.start;
 	}
 	if (right_long) {
-		if (!space_long_run(a, e, &rrun) || rrun.k != e ||
-		    !btree_remove(&a->by_start, rrun))
+		if (!space_long_run(a, e, &rrun) || rrun.start != e)
 			return -EAGAIN;
-		end = e + rrun.v;
+		end = e + rrun.len;
 	}
-	if (end - start <= a->border) {
+	if (end - start > a->border)
+		err = long_insert(op, start, end, left_long ? &lrun : NULL,
+				  right_long ? &rrun : NULL);
+	else
 		hint_push(op, start, (uint32_t)(end - start));
-	} else {
-		size_insert(op, start, end - start);
-		if (!left_long) {
-			btree_insert(&a->by_start,
-				     (struct pair){ start, end - start });
-		} else if (!btree_update(&a->by_start, lrun, end - start)) {
-			size_remove(op, start, end - start);
-			if (right_long)
-				btree_insert(&a->by_start, rrun);
-			return -EAGAIN;
-		}
-	}
-	if (left_long)
-		size_remove(op, lrun.k, lrun.v);
-	if (right_long)
-		size_remove(op, rrun.k, rrun.v);
-	op->sh->n.merges += (left > 0) + (right > 0);
-	return 0;
+	if (!err)
+		op->sh->n.merges += (left > 0u) + (right > 0u);
+	return err;
 }
 
 int space_give(struct op *op, uint64_t s, uint64_t e)
@@ -337,7 +378,7 @@ int space_give(struct op *op, uint64_t s, uint64_t e)
 	if (err)
 		return err;
 	for (uint64_t at = s; piece_next(op, &at, e, &p);)
-		chunk_mark_free(p.c, p.off, p.len);
+		chunk_mark_free(&op->a->chunks.maps, p.c, p.off, p.len);
 	return 0;
 }
 
@@ -398,16 +439,19 @@ static void lost_push(struct op *op, uint64_t chunk)
 		sh->lost_max = max;
 	}
 	c->lost = true;
-	sh->lost[sh->lost_count++] = chunk;
+	sh->lost[sh->lost_count] = chunk;
+	atomic_set(&sh->lost_count, sh->lost_count + 1);
 }
 
-static bool bin_grow(struct alloc *a, struct bin *b)
+/* `must`: the bound on memory does not count, a chunk's worth is little. */
+static bool bin_grow(struct alloc *a, struct bin *b, bool must)
 {
 	uint32_t more = b->max ? b->max : 64;
 	void *grown;
 
 	if (__atomic_add_fetch(&a->hints, more, __ATOMIC_RELAXED) >
-	    a->hints_max)
+		    a->hints_max &&
+	    !must)
 		goto out;
 	grown = realloc(b->starts, ((size_t)b->max + more) * sizeof(*b->starts));
 	if (!grown)
@@ -425,12 +469,13 @@ void hint_push(struct op *op, uint64_t start, uint32_t len)
 	struct shard *sh = op->sh;
 	struct bin *b = &sh->bins[len - 1];
 
-	if (b->count == b->max && !bin_grow(op->a, b)) {
+	if (b->count == b->max && !bin_grow(op->a, b, op->refill)) {
 		lost_push(op, chunk_of(start));
 		return;
 	}
 	b->starts[b->count++] = start;
-	sh->filled |= 1ull << (len - 1);
+	if (!(sh->filled & 1ull << (len - 1)))
+		atomic_set(&sh->filled, sh->filled | 1ull << (len - 1));
 }
 
 int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len)
@@ -455,6 +500,57 @@ out:
 	return err;
 }
 
+bool hints_find_lost(struct op *op)
+{
+	struct shard *sh = op->sh;
+	uint64_t chunk, units = op->a->units;
+	struct chunk *c;
+	struct hood h;
+
+	if (!sh->lost_count)
+		return false;
+	chunk = sh->lost[sh->lost_count - 1];
+	if (hood_lock(op, chunk * ALLOC_CHUNK,
+		      min_u64((chunk + 1) * ALLOC_CHUNK, units), &h))
+		return false;
+	atomic_set(&sh->lost_count, sh->lost_count - 1);
+	c = chunks_peek(&op->a->chunks, chunk);
+	c->lost = false;
+	op->refill = true;
+	space_index_chunk(op, chunk, false);
+	op->refill = false;
+	hood_unlock(op, &h);
+	return true;
+}
+
+bool hints_steal(struct shard *own, struct shard *from, uint64_t fit)
+{
+	if (from->filled & fit) {
+		unsigned i = (unsigned)__builtin_ctzll(from->filled & fit);
+		struct bin b = own->bins[i];
+
+		own->bins[i] = from->bins[i];
+		from->bins[i] = b;
+		atomic_set(&own->filled, own->filled | 1ull << i);
+		if (!b.count)
+			atomic_set(&from->filled, from->filled & ~(1ull << i));
+		return true;
+	}
+	if (from->lost_count && !own->lost_count) {
+		uint64_t *lost = own->lost;
+		uint32_t max = own->lost_max;
+
+		own->lost = from->lost;
+		own->lost_max = from->lost_max;
+		atomic_set(&own->lost_count, from->lost_count);
+		from->lost = lost;
+		from->lost_max = max;
+		atomic_set(&from->lost_count, 0);
+		return true;
+	}
+	return false;
+}
+
 /* -- Windows -- */
 
 static unsigned owner_id(const struct op *op, unsigned slot)
@@ -472,11 +568,11 @@ static struct chunk *window_lock(struct op *op, unsigned slot, uint64_t *chunk)
 	*chunk = op->sh->windows[slot] - 1;
 	c = chunks_peek(&op->a->chunks, *chunk);
 	if (!op->world)
-		lock_lock(&c->lock);
+		latch_lock(&c->latch);
 	if (c->win_owner == owner_id(op, slot))
 		return c;
 	if (!op->world)
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 	op->sh->windows[slot] = 0;
 	return NULL;
 }
@@ -484,16 +580,17 @@ static struct chunk *window_lock(struct op *op, unsigned slot, uint64_t *chunk)
 static void window_unlock(struct op *op, struct chunk *c)
 {
 	if (!op->world)
-		lock_unlock(&c->lock);
+		latch_unlock(&c->latch);
 }
 
-int window_bump(struct chunk *c, uint32_t len)
+int window_bump(struct op *op, struct chunk *c, uint32_t len)
 {
-	int err = chunk_prepare(c, c->win_lo, len);
+	struct pool *maps = &op->a->chunks.maps;
+	int err = chunk_prepare(&op->a->chunks, c);
 
 	if (err)
 		return err;
-	chunk_mark_used(c, c->win_lo, len);
+	chunk_mark_used(maps, c, c->win_lo, len);
 	c->win_lo += len;
 	if (c->win_lo == c->win_hi)
 		c->win_owner = 0;
@@ -527,7 +624,7 @@ int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
 	if (left >= len || !all) {
 		len = len < left ? len : left;
 		*out = (struct extent){ chunk * ALLOC_CHUNK + c->win_lo, len };
-		err = window_bump(c, len);
+		err = window_bump(op, c, len);
 	}
 	window_unlock(op, c);
 	return err;
@@ -578,10 +675,10 @@ int window_close(struct op *op, unsigned slot)
  * `slot`, in the place of the one that is there. -EAGAIN when the run is gone,
  * -EBUSY when the chunk has a window already.
  */
-int window_open(struct op *op, unsigned slot, struct pair run, uint64_t from)
+int window_open(struct op *op, unsigned slot, struct run run, uint64_t from)
 {
 	uint64_t chunk = chunk_of(from);
-	uint64_t to = min_u64(run.k + run.v, (chunk + 1) * ALLOC_CHUNK);
+	uint64_t to = min_u64(run.start + run.len, (chunk + 1) * ALLOC_CHUNK);
 	struct chunk *c;
 	struct hood h;
 	int err = window_close(op, slot);

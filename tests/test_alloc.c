@@ -62,7 +62,7 @@ enum { FREE, USED, PENDING };
 struct walk {
 	struct alloc *a;
 	struct random r;
-	uint64_t units, free, reserved;
+	uint64_t units, free, reserved, max_units;
 	unsigned char *map;
 	struct extent *held;
 	size_t count, max;
@@ -268,6 +268,44 @@ static void step_misuse(struct walk *w)
 	assert_int_equal(alloc_any(w->a, UINT64_MAX, &e), -ENOSPC);
 }
 
+static void step_resize(struct walk *w)
+{
+	uint64_t units = below(&w->r, 3) ? w->units + 1 + below(&w->r, 70)
+					 : w->units - below(&w->r, w->units);
+	uint64_t end = w->units;
+	struct extent busy = { 0, 0 };
+	int err;
+
+	if (below(&w->r, 8) == 0)
+		units += below(&w->r, 3 * ALLOC_CHUNK);
+	if (units > w->max_units)
+		return;
+	while (end > units && w->map[end - 1] == FREE)
+		end--;
+	err = alloc_resize(w->a, units, &busy);
+	if (end > units) {
+		uint64_t first = units;
+
+		assert_int_equal(err, -EBUSY);
+		while (w->map[first] == FREE)
+			first++;
+		assert_int_equal(busy.start, first);
+		while (first < w->units && w->map[first] != FREE)
+			first++;
+		assert_int_equal(busy.start + busy.len, first);
+		return;
+	}
+	if (units < w->units && w->free - w->reserved < w->units - units) {
+		assert_int_equal(err, -ENOSPC);
+		return;
+	}
+	assert_int_equal(err, 0);
+	if (units > w->units)
+		memset(w->map + w->units, FREE, units - w->units);
+	w->free = w->free + units - w->units;
+	w->units = units;
+}
+
 static void walk_compare(struct walk *w)
 {
 	uint64_t at = 0, i = 0;
@@ -318,7 +356,8 @@ static void walk(uint64_t units, enum alloc_policy policy, unsigned steps,
 				    .shards = 1 + (uint32_t)(s % 3) };
 	struct walk w = { .r = { seed(s) }, .units = units, .free = units };
 
-	w.map = calloc(1, units);
+	w.max_units = units * 2;
+	w.map = calloc(1, w.max_units);
 	assert_non_null(w.map);
 	assert_int_equal(alloc_open(&cfg, NULL, 0, &w.a), 0);
 	for (unsigned i = 0; i < steps; i++) {
@@ -336,6 +375,8 @@ static void walk(uint64_t units, enum alloc_policy policy, unsigned steps,
 			step_exact(&w);
 		else if (what < tide + 9)
 			step_misuse(&w);
+		else if (what == tide + 9 && i % 8 == 0)
+			step_resize(&w);
 		else
 			step_free(&w);
 		assert_int_equal(alloc_free_units(w.a), w.free - w.reserved);

@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Growing and shrinking, with the world stopped. A unit that does not exist is
+ * one in use that nobody owns: growing frees such units, shrinking takes free
+ * ones for good.
+ */
+#include "alloc/alloc_priv.h"
+
+#include <errno.h>
+
+/* Units [from, to) are new. From the top down, so that what lies behind a
+   part is in the index already when the part enters it. */
+static int enter_new(struct op *op, uint64_t from, uint64_t to)
+{
+	struct alloc *a = op->a;
+	int err = 0;
+
+	while (!err && from < to) {
+		uint64_t last = chunk_of(to - 1), first = last, s;
+		bool exists = chunks_peek(&a->chunks, last) != NULL;
+		struct hood h;
+
+		/* Chunks without a struct are free already, all at once. */
+		while (!exists && first > chunk_of(from) &&
+		       !chunks_peek(&a->chunks, first - 1))
+			first--;
+		s = first * ALLOC_CHUNK > from ? first * ALLOC_CHUNK : from;
+		err = hood_lock(op, s, s + 1, &h);
+		if (!err)
+			err = hood_lock(op, to - 1, to, &h);
+		if (!err)
+			err = exists ? space_give(op, s, to)
+				     : space_publish(op, s, to);
+		if (!err)
+			atomic_add(&a->pool, to - s);
+		to = s;
+	}
+	return err;
+}
+
+static int grow(struct op *op, uint64_t units)
+{
+	struct alloc *a = op->a;
+	uint64_t was = a->units;
+	int err = was % ALLOC_CHUNK ? space_ready(op, was - 1, was) : 0;
+
+	if (!err)
+		err = chunks_resize(&a->chunks, units);
+	if (err)
+		return err;
+	atomic_set(&a->units, units);
+	return enter_new(op, was, units);
+}
+
+/* The first run in use from `from` on: -EBUSY and *blocking; 0: there is none. */
+static int find_used(struct op *op, uint64_t from, struct extent *blocking)
+{
+	struct alloc *a = op->a;
+	uint64_t at = from, start = 0, end = 0;
+
+	while (at < a->units) {
+		uint64_t base = chunk_of(at) * ALLOC_CHUNK;
+		struct chunk *c = chunks_peek(&a->chunks, chunk_of(at));
+		uint32_t off, n;
+		struct run run;
+
+		if (start == end && space_long_run(a, at, &run)) {
+			at = run.start + run.len;
+			continue;
+		}
+		c = c ? c : chunks_get(&a->chunks, chunk_of(at));
+		if (!c)
+			return -ENOMEM;
+		if (c->state != CHUNK_READY) {
+			op->need = chunk_of(at);
+			return -ENODATA;
+		}
+		n = chunk_next_run(c, off_of(at), &off);
+		if (!n)
+			off = c->units;
+		if (base + off > at) {
+			start = start == end ? at : start;
+			end = base + off;
+		}
+		if (start < end && off < c->units)
+			break;
+		at = base + off + n;
+	}
+	if (start == end)
+		return 0;
+	*blocking = (struct extent){ start, end - start };
+	return -EBUSY;
+}
+
+static int shrink(struct op *op, uint64_t units, struct extent *blocking)
+{
+	struct alloc *a = op->a;
+	uint64_t gone = a->units - units;
+	struct run run;
+	int err = find_used(op, units, blocking);
+
+	if (err)
+		return err;
+	for (uint64_t i = chunk_of(units); i < a->chunks.count; i++) {
+		i = chunks_next(&a->chunks, i, a->chunks.count);
+		if (i < a->chunks.count && chunks_peek(&a->chunks, i)->win_owner)
+			err = window_close_chunk(op, i);
+		if (err)
+			return err;
+	}
+	err = promise_from_all(op, gone);
+	if (err)
+		return err;
+	if (space_long_run(a, units, &run)) {
+		err = space_cut(op, run, units, a->units);
+	} else {
+		struct hood h;
+
+		err = hood_lock(op, units, a->units, &h);
+		if (!err)
+			err = space_take(op, units, a->units);
+	}
+	if (!err)
+		err = chunks_resize(&a->chunks, units);
+	if (err)
+		atomic_add(&a->pool, gone);
+	else
+		atomic_set(&a->units, units);
+	return err;
+}
+
+int alloc_resize(struct alloc *a, uint64_t units, struct extent *blocking)
+{
+	int err;
+
+	if (!units || units > 1ull << 52)
+		return -EINVAL;
+	lock_lock(&a->state_lock);
+	do {
+		struct extent first = { 0, 0 };
+		struct op op;
+
+		err = op_enter_world(a, &op);
+		if (err)
+			break;
+		if (units > a->units)
+			err = grow(&op, units);
+		else if (units < a->units)
+			err = shrink(&op, units, &first);
+		op_leave(&op);
+		if (err == -EBUSY && blocking)
+			*blocking = first;
+	} while (err == -ENODATA && !(err = load_chunk(a, chunk_of(a->units - 1),
+						       UINT32_MAX)));
+	lock_unlock(&a->state_lock);
+	return err;
+}
