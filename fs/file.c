@@ -787,7 +787,7 @@ int fs_statfs(struct fs *fs, struct statvfs *st)
 		.f_bsize = v.block_bytes,
 		.f_frsize = v.block_bytes,
 		.f_blocks = v.blocks,
-		.f_bfree = v.free_blks + v.pending_blks,
+		.f_bfree = v.free_blks,
 		.f_bavail = v.avail_blks,
 		.f_files = v.inodes + v.avail_blks * per_block,
 		.f_ffree = v.avail_blks * per_block,

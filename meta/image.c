@@ -111,6 +111,11 @@ static int file_ensure(struct image *im, uint64_t off, uint64_t len)
 		       : 0;
 }
 
+static void file_push(struct image *im)
+{
+	sync_file_range(fd_of(im), 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
 static int file_resize(struct image *im, uint64_t bytes)
 {
 	if (im->blockdev)
@@ -135,6 +140,7 @@ static const struct image_ops file_ops = {
 	.flush = file_flush,
 	.discard = file_discard,
 	.ensure = file_ensure,
+	.push = file_push,
 	.resize = file_resize,
 	.close = file_close,
 };

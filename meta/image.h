@@ -31,6 +31,8 @@ struct image_ops {
 	/* Make the host set blocks aside, so that writing cannot fail (-ENOSPC);
 	   contents are untouched. -EOPNOTSUPP where it can't. */
 	int (*ensure)(struct image *im, uint64_t off, uint64_t len);
+	/* Begin to write out what is dirty, without waiting. May be NULL. */
+	void (*push)(struct image *im);
 	int (*resize)(struct image *im, uint64_t bytes);
 	void (*close)(struct image *im);
 };
@@ -70,6 +72,12 @@ static inline int image_discard(struct image *im, uint64_t off, uint64_t len)
 static inline int image_ensure(struct image *im, uint64_t off, uint64_t len)
 {
 	return im->ops->ensure(im, off, len);
+}
+
+static inline void image_push(struct image *im)
+{
+	if (im->ops->push)
+		im->ops->push(im);
 }
 
 static inline void image_close(struct image *im)

@@ -131,6 +131,7 @@ static void group_close_locked(struct volume *v, struct group *g)
 	v->head_unit += padded / JOURNAL_UNIT;
 	atomic_fetch_sub(&v->ring_free,
 			 (int64_t)(padded - (g->len - sizeof(struct disk_group))));
+	atomic_fetch_add(&v->unflushed, g->data_bytes);
 	g->next = NULL;
 	lock_lock(&v->journal);
 	*v->closed_tail = g;
@@ -297,7 +298,7 @@ static void writing_end(struct volume *v, uint64_t written, bool flushed)
 
 int journal_write(struct volume *v, uint64_t seq, bool flush)
 {
-	uint64_t last;
+	uint64_t last, data;
 	int r = writing_begin(v, seq, flush);
 
 	if (r)
@@ -308,12 +309,14 @@ int journal_write(struct volume *v, uint64_t seq, bool flush)
 		journal_close_locked(v);
 	rwlock_unlock(&v->commit);
 	r = write_closed(v, UINT64_MAX, &last);
+	data = atomic_load(&v->unflushed);
 	if (r == 0 && flush) {
 		atomic_fetch_add_explicit(&v->n_flushes, 1,
 					  memory_order_relaxed);
 		r = image_flush(v->im);
 		if (r)
 			volume_fail(v, r, "flushing");
+		atomic_fetch_sub(&v->unflushed, data);
 	}
 	writing_end(v, last, r == 0 && flush);
 	return r;

@@ -106,11 +106,13 @@ int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 		uint64_t *done_blks);
 
 struct volume_stat {
-	uint64_t blocks, free_blks, avail_blks;	/* avail: without the reserve */
+	/* Free at the latest after the next checkpoint; avail: without the
+	 * volume's own reserve. */
+	uint64_t blocks, free_blks, avail_blks;
 	uint64_t inodes;
 	uint64_t gen;
 	uint64_t journal_units, journal_used;
-	uint64_t pending_blks;		/* free after the next checkpoint */
+	uint64_t pending_blks;		/* of them, not before the next checkpoint */
 	uint64_t cache_bytes, cache_limit, dirty_bytes;
 	uint64_t commits, groups, flushes, checkpoints, replayed_groups;
 	uint32_t block_bytes;
@@ -154,7 +156,7 @@ struct inode {
 	struct rwlock lock;
 	/* Under lock: */
 	struct attr a;
-	uint64_t last_seq;	/* transaction that changed it last */
+	uint64_t last_seq;	/* transaction that changed it last; 0: not known */
 	uint64_t goal;		/* block where its next data would best stand */
 	bool dead;		/* the item is gone: nothing may use it any more */
 	bool unfinished;	/* map_cut() left an intent */

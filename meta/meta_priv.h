@@ -32,8 +32,12 @@
 #define GROUP_FULL_BYTES (256u << 10)
 #define GROUP_FULL_DATA (16u << 20)
 
-/* Freed runs so long are discarded at once. */
+/* Data that may be written and not flushed. */
+#define UNFLUSHED_MAX (256u << 20)
+/* Freed runs so long are discarded at once; shorter ones when so much of them
+ * has come together. */
 #define DISCARD_BYTES (128u << 10)
+#define TRIM_BYTES (4u << 20)
 
 /* A block's address that is none: new nodes of a read-only volume. */
 #define FAKE_BLOCK (1ull << 62)
@@ -163,6 +167,7 @@ struct volume {
 	uint64_t replayed_groups;
 	struct group *replay, **replay_tail;	/* while opening */
 	uint64_t ring_units, ring_offset;	/* offset in bytes */
+	_Atomic uint64_t unflushed;	/* bytes of data, in closed groups */
 	_Atomic uint64_t trim_due;	/* released but not discarded */
 
 	/* -- lock of the table of references -- */

@@ -339,7 +339,7 @@ int volume_tick(struct volume *v)
 		if (r)
 			return r;
 	} else if (v->opt.discard && blk_off(v, atomic_load(&v->trim_due)) >=
-					     DISCARD_BYTES) {
+					     TRIM_BYTES) {
 		atomic_store(&v->trim_due, 0);
 		volume_trim(v, 0, v->blocks, DISCARD_BYTES >> v->shift, NULL);
 	}
@@ -369,7 +369,22 @@ static bool timer_idle(struct volume *v)
 	lock_unlock(&v->journal);
 	return idle && atomic_load(&v->pending_blks) <= atomic_load(&v->pending_own) &&
 	       !(v->opt.discard &&
-		 blk_off(v, atomic_load(&v->trim_due)) >= DISCARD_BYTES);
+		 blk_off(v, atomic_load(&v->trim_due)) >= TRIM_BYTES);
+}
+
+/*
+ * A group is full: write it, and let its data go out as well, for the next
+ * flush waits for all of it. What replay has to check is bounded likewise.
+ */
+static void push_out(struct volume *v)
+{
+	uint64_t seq = last_seq(v);
+
+	if (journal_write(v, seq, false))
+		return;
+	image_push(v->im);
+	if (atomic_load(&v->unflushed) > UNFLUSHED_MAX)
+		journal_write(v, seq, true);
 }
 
 static void *timer_main(void *arg)
@@ -400,7 +415,7 @@ static void *timer_main(void *arg)
 		if (stop)
 			break;
 		if (write)
-			journal_write(v, last_seq(v), false);
+			push_out(v);
 		if (checkpoint)
 			checkpoint_run(v, false);
 		if (timed_out) {
