@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,6 +82,14 @@ uint64_t fault_memory(uint64_t n, bool for_ever)
 void *sim_malloc(size_t n) { return __real_malloc(n); }
 void *sim_calloc(size_t n, size_t size) { return __real_calloc(n, size); }
 void *sim_realloc(void *p, size_t n) { return __real_realloc(p, n); }
+
+/* A volume's big blocks come and go with each crash state: keep them. */
+__attribute__((constructor)) static void memory_keep(void)
+{
+	mallopt(M_MMAP_THRESHOLD, 1 << 30);
+	mallopt(M_TRIM_THRESHOLD, 1 << 30);
+	mallopt(M_TOP_PAD, 16 << 20);
+}
 
 static void *must(void *p)
 {
