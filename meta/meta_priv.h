@@ -311,6 +311,11 @@ bool tree_del_locked(struct volume *v, enum table t, const void *key, size_t kle
 uint64_t tree_bound_locked(struct volume *v, enum table t, unsigned puts,
 			   unsigned dels);
 int tree_spares_locked(struct volume *v, size_t want);
+/*
+ * Give up a node that cannot be read, with all below it, so that the tree is
+ * whole again. Not journaled: for opening, before the first checkpoint.
+ */
+int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block);
 /* A frozen node is on disk now. */
 void tree_written_locked(struct volume *v, struct node *n);
 
@@ -398,8 +403,11 @@ int space_write(struct volume *v, const struct deltas *changes,
 int space_read(struct volume *v, uint64_t index, void *bits, bool *exists);
 uint64_t space_per_bitmap(const struct volume *v);
 
-/* ---- repair.c: as volume_options.repair says, before the first allocation ---- */
+/* ---- repair.c: as volume_options.repair says, while a volume opens ---- */
+/* Before the bitmaps are read, after, and once blocks can be allocated. */
+void repair_bitmaps(struct volume *v);
 int repair_space(struct volume *v);
+int repair_nodes(struct volume *v);
 
 /* ---- volume.c --------------------------------------------------------------------- */
 

@@ -35,6 +35,31 @@ int repair_get(struct volume *v, enum table table, const void *key, size_t klen,
 	return tree_lookup(v, table, key, klen, val, cap, vlen);
 }
 
+void repair_bitmaps(struct volume *v)
+{
+	struct tree *tr = &v->trees[TABLE_SPACE];
+
+	if (!v->opt.repair || !v->opt.repair->bitmaps_anew)
+		return;
+	tr->root = (struct ptr){0};
+	tr->level = 0;
+	tr->nodes = tr->items = 0;
+	/* What the journal took is owned, or else not in use. */
+	v->deltas.count = 0;
+	v->super.free_blks = put64(v->blocks);
+}
+
+int repair_nodes(struct volume *v)
+{
+	const struct volume_repair *rep = v->opt.repair;
+	int r = 0;
+
+	for (size_t i = 0; rep && i < rep->losts && r == 0; i++)
+		r = tree_forget(v, rep->lost[i].table, rep->lost[i].level,
+				rep->lost[i].block);
+	return r;
+}
+
 int repair_space(struct volume *v)
 {
 	const struct volume_repair *rep = v->opt.repair;

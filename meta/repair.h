@@ -11,14 +11,23 @@
 #include "meta/meta.h"
 
 /*
- * What the bitmaps get wrong, to be put right by opening for writing, before
- * anything is allocated; durable with the checkpoint that ends the opening.
+ * What is to be put right by opening for writing, bitmaps before anything is
+ * allocated; durable with the checkpoint that ends the opening, or not at all.
  */
 struct volume_repair {
 	const struct extent *claim;	/* in use, but free in the bitmaps */
 	size_t claims;
 	const struct extent *release;	/* in use in the bitmaps alone */
 	size_t releases;
+	/* All bitmaps anew: what is claimed is in use, and nothing else. */
+	bool bitmaps_anew;
+	/* Nodes that cannot be read: given up, with all below them. */
+	const struct lost_node {
+		enum table table;
+		unsigned level;
+		uint64_t block;
+	} *lost;
+	size_t losts;
 };
 
 /* Put or delete one item. What inodes in memory know is not changed: no inode

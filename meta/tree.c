@@ -1044,6 +1044,34 @@ void tree_fini(struct volume *v)
 
 /* ---- walking it all ----------------------------------------------------------------------- */
 
+/* A copy of the node, for who takes his time. 1 when it is lost: *why. */
+static int node_copy(struct volume *v, enum table t, unsigned level,
+		     const struct ptr *ptr, struct disk_node *d, const char **why)
+{
+	struct tree_miss miss = {.table = t, .level = level, .ptr = *ptr};
+	struct tree_miss bad = {0};
+	int r = 0, bad_err = 0;
+
+	for (;;) {
+		struct node *n;
+
+		rwlock_read(&v->commit);
+		n = cache_find(v, ptr);
+		if (n)
+			memcpy(d, n->d, v->block_bytes);
+		rwlock_unlock(&v->commit);
+		if (n)
+			return 0;
+		if (bad.ptr.block) {
+			*why = bad.why;
+			return 1;
+		}
+		r = tree_load(v, &miss, &bad, &bad_err);
+		if (r)
+			return r;
+	}
+}
+
 /*
  * Depth first, by reading each node again under no lock: the node in memory is
  * copied, so the callbacks may take their time.
@@ -1051,30 +1079,19 @@ void tree_fini(struct volume *v)
 static int walk_node(struct volume *v, enum table t, unsigned level,
 		     const struct ptr *ptr, const struct walk *w)
 {
-	struct tree_miss miss = {.table = t, .level = level, .ptr = *ptr};
-	struct tree_miss bad = {0};
-	struct node copy = {0}, *n;
-	int r = 0, bad_err = 0;
+	struct node copy = {0};
+	const char *why;
+	int r;
 
 	copy.d = malloc(v->block_bytes);
 	if (!copy.d)
 		return -ENOMEM;
-	for (;;) {
-		rwlock_read(&v->commit);
-		n = cache_find(v, ptr);
-		if (n)
-			memcpy(copy.d, n->d, v->block_bytes);
-		rwlock_unlock(&v->commit);
-		if (n)
-			break;
-		if (bad.ptr.block) {
-			r = w->bad ? w->bad(w->ctx, t, level, ptr->block, bad.why)
-				   : 0;
-			goto out;
-		}
-		r = tree_load(v, &miss, &bad, &bad_err);
-		if (r)
-			goto out;
+	r = node_copy(v, t, level, ptr, copy.d, &why);
+	if (r) {
+		free(copy.d);
+		if (r != 1)
+			return r;
+		return w->bad ? w->bad(w->ctx, t, level, ptr->block, why) : 0;
 	}
 	if (w->node)
 		r = w->node(w->ctx, t, level, ptr->block);
@@ -1089,7 +1106,6 @@ static int walk_node(struct volume *v, enum table t, unsigned level,
 			r = w->item(w->ctx, t, it.key, it.klen, it.val, it.vlen);
 		}
 	}
-out:
 	free(copy.d);
 	return r;
 }
@@ -1110,5 +1126,122 @@ int volume_walk(struct volume *v, enum table t, const struct walk *w)
 	for (size_t i = 0; t == TABLE_FILES && w->node && i < v->dropped.count; i++)
 		for (uint64_t j = 0; r == 0 && j < v->dropped.v[i].len; j++)
 			r = w->node(w->ctx, t, 255, v->dropped.v[i].start + j);
+	return r;
+}
+
+/* ---- giving a lost node up ------------------------------------------------------------------ */
+
+/* The lowest key that leads to the node at `block`; 1 when found. */
+static int find_node(struct volume *v, enum table t, unsigned level,
+		     const struct ptr *ptr, uint64_t block, struct key *k)
+{
+	struct node copy = {0};
+	const char *why;
+	int r;
+
+	if (ptr->block == block)
+		return 1;
+	if (level == 0)
+		return 0;
+	copy.d = malloc(v->block_bytes);
+	if (!copy.d)
+		return -ENOMEM;
+	r = node_copy(v, t, level, ptr, copy.d, &why);
+	if (r == 1)
+		r = 0;		/* lost too: not the way */
+	else if (r == 0)
+		for (unsigned i = 0; r == 0 && i < node_count(&copy); i++) {
+			struct item it = node_item(&copy, i);
+			struct ptr child = node_child(&copy, i);
+			struct key outer = *k;
+
+			/* a first key counts as lower than any: the parent's */
+			if (i) {
+				memcpy(k->b, it.key, it.klen);
+				k->len = (uint16_t)it.klen;
+			}
+			r = find_node(v, t, level - 1, &child, block, k);
+			if (r == 0)
+				*k = outer;
+		}
+	free(copy.d);
+	return r;
+}
+
+/* The way to `key`, as far down as the node above `level`. */
+static int descend_above(struct volume *v, const struct tree *tr,
+			 const struct key *k, unsigned level, struct path *p,
+			 struct tree_miss *miss)
+{
+	struct ptr ptr = tr->root;
+
+	for (unsigned l = tr->level; l > level; l--) {
+		bool exact;
+		int slot;
+
+		p->n[l] = fetch(v, tr, l, &ptr, miss);
+		if (!p->n[l])
+			return -EAGAIN;
+		slot = node_search(p->n[l], k->b, k->len, &exact);
+		p->slot[l] = slot < 0 ? 0 : slot;
+		ptr = node_child(p->n[l], (unsigned)p->slot[l]);
+	}
+	return 0;
+}
+
+static void forget_root(struct tree *tr)
+{
+	tr->root = (struct ptr){0};
+	tr->level = 0;
+	tr->nodes = tr->items = 0;
+}
+
+static void forget_locked(struct volume *v, struct tree *tr, struct path *p,
+			  unsigned level, uint64_t block)
+{
+	delta_add(tr->frees, block, 1, true);
+	atomic_fetch_add_explicit(&v->pending_blks, 1, memory_order_relaxed);
+	if (level == tr->level) {
+		forget_root(tr);
+		return;
+	}
+	for (unsigned l = tr->level; l > level; l--)
+		path_open(v, tr, p, l);
+	for (unsigned l = level + 1;; l++) {
+		node_remove(v, p->n[l], (unsigned)p->slot[l]);
+		tr->nodes--;
+		if (node_count(p->n[l]))
+			return;
+		node_drop(v, tr, p->n[l]);
+		if (l == tr->level) {
+			forget_root(tr);
+			return;
+		}
+	}
+}
+
+int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block)
+{
+	struct tree *tr = &v->trees[t];
+	struct tree_miss miss, bad = {0};
+	struct key k = {0};
+	struct path p;
+	int bad_err = 0, r = find_node(v, t, tr->level, &tr->root, block, &k);
+
+	if (r <= 0)
+		return r;
+	r = pool_fill(v, TREE_LEVELS, SPEND_CHECKPOINT);
+	while (r == 0) {
+		rwlock_write(&v->commit);
+		r = tree_spares_locked(v, TREE_LEVELS);
+		if (r == 0)
+			r = descend_above(v, tr, &k, level, &p, &miss);
+		if (r == 0)
+			forget_locked(v, tr, &p, level, block);
+		rwlock_unlock(&v->commit);
+		if (r != -EAGAIN)
+			break;
+		r = tree_load(v, &miss, &bad, &bad_err);
+	}
 	return r;
 }

@@ -552,6 +552,7 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 		v->reserve_want = 64;
 	if (v->reserve_want > 4096)
 		v->reserve_want = 4096;
+	repair_bitmaps(v);
 	r = mmp_take(v);
 	if (r == 0)
 		r = space_open(v);
@@ -560,7 +561,9 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	if (r)
 		goto out;
 	reserve_top_up(v);
-	r = journal_apply(v);
+	r = repair_nodes(v);
+	if (r == 0)
+		r = journal_apply(v);
 	if (r)
 		goto out;
 	if (!v->was_clean)

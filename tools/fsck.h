@@ -126,6 +126,8 @@ enum repair_kind {
 	REPAIR_ORPHAN_REMOVE,
 	REPAIR_CUT,		/* ino from file block `a` on */
 	REPAIR_XATTR_REMOVE,	/* name of ino */
+	REPAIR_NODE,		/* give up the node of table `ino`, level `a`, block `b` */
+	REPAIR_BITMAPS,		/* all of them anew */
 	REPAIR_SPACE,		/* blocks from `a` on, `b` of them: used or free */
 	REPAIR_ITEM_REMOVE,	/* the item of table `a` whose key is name */
 	REPAIR_REF,		/* blocks `a`, `b` of them, have `ino` references */
@@ -143,6 +145,7 @@ enum repair_field {
 	FIELD_SHARED,
 	FIELD_FLAGS,
 	FIELD_MODE,
+	FIELD_RDEV,
 	FIELD_ATIME,
 	FIELD_MTIME,
 	FIELD_CTIME,
@@ -212,6 +215,10 @@ struct fsck {
 	bool keep_blocks;		/* free none: who owns them is in doubt */
 	bool bitmaps_lost;		/* some cannot be read */
 	struct repairs repairs;
+	/* the item that the walk is at */
+	enum table table;
+	const uint8_t *key;
+	size_t klen;
 	char text[160];			/* for a finding's `what` */
 };
 
@@ -258,6 +265,9 @@ const char *table_name(enum table t);
 int fsck_walk(struct fsck *f, enum table t,
 	      int (*item)(struct fsck *f, const uint8_t *key, size_t klen,
 			  const uint8_t *val, size_t vlen));
+/* The item that the walk is at makes no sense: report, and note to remove it. */
+int item_away(struct fsck *f, enum problem_id id, const struct finding *what);
+#define ITEM_AWAY(f, id, ...) item_away(f, id, &(struct finding){__VA_ARGS__})
 /* Mark blocks as owned by inode `ino` (0: the volume). Shared ones are noted. */
 int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len);
 /*

@@ -115,6 +115,9 @@ static int attr_set(struct fsck *f, const struct repair *r)
 	case FIELD_FLAGS:
 		a->flags = (uint32_t)r->b;
 		break;
+	case FIELD_RDEV:
+		a->rdev = (uint32_t)r->b;
+		break;
 	case FIELD_MODE:
 		a->mode = (uint32_t)r->b;
 		break;
@@ -475,6 +478,8 @@ static int repair_one(struct fsck *f, const struct repair *r)
 	case REPAIR_REF:
 		return ref_set(f, r);
 	case REPAIR_SPACE:
+	case REPAIR_BITMAPS:
+	case REPAIR_NODE:
 	case REPAIR_REPLAY:
 	case REPAIR_SUPER:
 		return 0;	/* done by opening, or by repair_super() */
@@ -490,10 +495,36 @@ static void say(void *ctx, const char *text)
 		cli_warn("%s", text);
 }
 
+/* All that is owned, for bitmaps that are to be written anew. */
+static int claim_owned(struct fsck *f, struct runs *claim)
+{
+	int ret = 0;
+
+	for (uint64_t page = 0; !ret && page < f->owned.pages; page++) {
+		const uint8_t *bits = blocks_page(&f->owned, page);
+
+		for (unsigned i = 0; bits && !ret && i < BLOCKS_PAGE; i++)
+			if (bits[i / 8] >> (i % 8) & 1)
+				ret = runs_add(claim, page * BLOCKS_PAGE + i, 1);
+	}
+	return ret;
+}
+
+static bool bitmaps_anew(const struct fsck *f)
+{
+	for (size_t i = 0; i < f->repairs.count; i++)
+		if (f->repairs.v[i].kind == REPAIR_BITMAPS)
+			return true;
+	return false;
+}
+
 /* What the bitmaps have to be told before anything is allocated. */
 static int space_changes(struct fsck *f, struct runs *claim, struct runs *release)
 {
 	int ret = 0;
+
+	if (bitmaps_anew(f))
+		return claim_owned(f, claim);
 
 	for (size_t i = 0; !ret && i < f->repairs.count; i++) {
 		const struct repair *r = &f->repairs.v[i];
@@ -505,13 +536,33 @@ static int space_changes(struct fsck *f, struct runs *claim, struct runs *releas
 	return ret;
 }
 
+/* Nodes to be given up, as volume_repair wants them. */
+static struct lost_node *lost_nodes(const struct fsck *f, size_t *count)
+{
+	struct lost_node *v = calloc(f->repairs.count + 1, sizeof(*v));
+
+	*count = 0;
+	for (size_t i = 0; v && i < f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i];
+
+		if (r->kind == REPAIR_NODE)
+			v[(*count)++] = (struct lost_node){
+				(enum table)r->ino, (unsigned)r->a, r->b};
+	}
+	return v;
+}
+
 static int open_for_repair(struct fsck *f, const struct runs *claim,
-			   const struct runs *release)
+			   const struct runs *release,
+			   const struct lost_node *lost, size_t losts)
 {
 	const struct volume_repair space = {.claim = claim->v,
 					    .claims = claim->count,
 					    .release = release->v,
-					    .releases = release->count};
+					    .releases = release->count,
+					    .bitmaps_anew = bitmaps_anew(f),
+					    .lost = lost,
+					    .losts = losts};
 	struct volume_options opt = {.no_threads = true,
 				     .repair = &space,
 				     .program = cli_program,
@@ -531,6 +582,18 @@ static int open_for_repair(struct fsck *f, const struct runs *claim,
 	return ret;
 }
 
+/*
+ * An inode without an entry may get the one back that an index still names:
+ * so those come first, and lost+found takes what is left in the next round.
+ */
+static bool entries_come_back(const struct repairs *rs)
+{
+	for (size_t i = 0; i < rs->count; i++)
+		if (rs->v[i].kind == REPAIR_INDEX_ENTRY)
+			return true;
+	return false;
+}
+
 static bool only_super(const struct repairs *rs)
 {
 	for (size_t i = 0; i < rs->count; i++)
@@ -543,16 +606,24 @@ int repair_all(struct fsck *f)
 {
 	struct runs claim = {0}, release = {0};
 	int ret = repair_super(f), closed;
+	struct lost_node *lost;
+	size_t losts;
+	bool wait;
 
 	if (ret || !f->v || only_super(&f->repairs))
 		return ret;
 	ret = space_changes(f, &claim, &release);
+	lost = lost_nodes(f, &losts);
+	if (!lost)
+		ret = -ENOMEM;
 	if (!ret)
-		ret = open_for_repair(f, &claim, &release);
+		ret = open_for_repair(f, &claim, &release, lost, losts);
+	free(lost);
 	free(claim.v);
 	free(release.v);
 	if (ret)
 		return ret;
+	wait = entries_come_back(&f->repairs);
 	/* What is shared is marked so before anything can be freed. */
 	for (size_t i = 0; i < 2 * f->repairs.count; i++) {
 		const struct repair *r = &f->repairs.v[i % f->repairs.count];
@@ -560,6 +631,8 @@ int repair_all(struct fsck *f)
 			     (r->kind == REPAIR_ATTR && r->a == FIELD_SHARED);
 
 		if (first != (i < f->repairs.count))
+			continue;
+		if (r->kind == REPAIR_LOST && wait)
 			continue;
 		ret = repair_one(f, r);
 		if (!ret && r->kind != REPAIR_SUPER)

@@ -113,6 +113,19 @@ int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len)
 	return ret;
 }
 
+/* ---- items that make no sense ------------------------------------------------- */
+
+int item_away(struct fsck *f, enum problem_id id, const struct finding *what)
+{
+	struct repair r = {.kind = REPAIR_ITEM_REMOVE,
+			   .id = id,
+			   .a = f->table,
+			   .name = (char *)f->key,
+			   .name_len = (uint16_t)f->klen};
+
+	return problem(id, what) ? repair_later(f, &r) : 0;
+}
+
 /* ---- walking ------------------------------------------------------------------- */
 
 struct walker {
@@ -146,8 +159,16 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 {
 	struct walker *w = ctx;
 
-	PROBLEM(P_NODE_BAD, .name = table_name(t), .is = level, .blk = block,
-		.what = what ? what : "unreadable");
+	struct repair r = {.kind = t == TABLE_SPACE ? REPAIR_BITMAPS : REPAIR_NODE,
+			   .id = P_NODE_BAD,
+			   .ino = t,
+			   .a = level,
+			   .b = block};
+
+	if (PROBLEM(P_NODE_BAD, .name = table_name(t), .is = level, .blk = block,
+		    .what = what ? what : "unreadable") &&
+	    repair_later(w->f, &r))
+		return -ENOMEM;
 	w->f->incomplete = true;
 	w->f->lost[t] = true;
 	/* Whatever it holds, its block is taken. */
@@ -172,6 +193,9 @@ static int walk_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 		w->last_len = klen;
 		w->any = true;
 	}
+	f->table = t;
+	f->key = key;
+	f->klen = klen;
 	if (++f->items[t] % 4096 == 0)
 		cli_progress(table_name(t), f->items[t], w->of);
 	return w->item ? w->item(f, key, klen, val, vlen) : 0;

@@ -9,22 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The item whose key is (type, n) makes no sense: away with it? */
-static int item_away(struct fsck *f, enum problem_id id, enum refs_key type,
-		     uint64_t n)
-{
-	char key[9] = {(char)type};
-	struct repair r = {.kind = REPAIR_ITEM_REMOVE,
-			   .id = id,
-			   .a = TABLE_REFS,
-			   .name = key,
-			   .name_len = sizeof(key)};
-
-	for (unsigned i = 0; i < 8; i++)
-		key[1 + i] = (char)(n >> (56 - 8 * i));
-	return repair_later(f, &r);
-}
-
 static int load_ref(struct fsck *f, uint64_t start, const uint8_t *val, size_t vlen)
 {
 	struct disk_ref d;
@@ -33,9 +17,8 @@ static int load_ref(struct fsck *f, uint64_t start, const uint8_t *val, size_t v
 	const char *why = NULL;
 
 	if (vlen != sizeof(d)) {
-		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_REFS),
-			.ino = start, .what = "a reference count");
-		return 0;
+		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_REFS),
+				 .ino = start, .what = "a reference count");
 	}
 	memcpy(&d, val, sizeof(d));
 	if (!fsck_in_volume(f, start, get64(d.len)))
@@ -46,9 +29,8 @@ static int load_ref(struct fsck *f, uint64_t start, const uint8_t *val, size_t v
 		why = "one reference needs no count";
 	else if (get32(d.reserved))
 		why = "reserved bytes are not zero";
-	if (why && PROBLEM(P_REF_FORM, .blk = start, .len = get64(d.len),
-			   .what = why) &&
-	    item_away(f, P_REF_FORM, KEY_REF, start))
+	if (why && ITEM_AWAY(f, P_REF_FORM, .blk = start, .len = get64(d.len),
+			     .what = why))
 		return -ENOMEM;
 	if (!fsck_in_volume(f, start, get64(d.len)) ||
 	    (last && last->start + last->len > start))
@@ -72,8 +54,8 @@ static int load_orphan(struct fsck *f, uint64_t ino, size_t vlen)
 	struct ino_rec *r;
 
 	if (vlen)
-		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_REFS), .ino = ino,
-			.what = "an orphan");
+		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_REFS),
+				 .ino = ino, .what = "an orphan");
 	r = ino_need(&f->inodes, ino);
 	if (!r)
 		return -ENOMEM;
@@ -88,15 +70,13 @@ static int load_intent(struct fsck *f, uint64_t ino, const uint8_t *val,
 	struct ino_rec *r;
 
 	if (vlen != sizeof(d)) {
-		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_REFS), .ino = ino,
-			.what = "an intent");
-		return 0;
+		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_REFS),
+				 .ino = ino, .what = "an intent");
 	}
 	memcpy(&d, val, sizeof(d));
 	if (get64(d.from) >= get64(d.to) &&
-	    PROBLEM(P_INTENT_RANGE, .ino = ino, .is = get64(d.from),
-		    .want = get64(d.to)) &&
-	    item_away(f, P_INTENT_RANGE, KEY_INTENT, ino))
+	    ITEM_AWAY(f, P_INTENT_RANGE, .ino = ino, .is = get64(d.from),
+		      .want = get64(d.to)))
 		return -ENOMEM;
 	r = ino_need(&f->inodes, ino);
 	if (!r)
@@ -122,9 +102,8 @@ static int refs_item(struct fsck *f, const uint8_t *key, size_t klen,
 	uint64_t n = klen == 9 ? key64(key + 1) : 0;
 
 	if (klen != 9) {
-		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_REFS),
-			.what = "its length");
-		return 0;
+		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_REFS),
+				 .what = "its length");
 	}
 	switch (key[0]) {
 	case KEY_REF:
@@ -134,9 +113,8 @@ static int refs_item(struct fsck *f, const uint8_t *key, size_t klen,
 	case KEY_INTENT:
 		return load_intent(f, n, val, vlen);
 	default:
-		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_REFS), .ino = n,
-			.what = "its type");
-		return 0;
+		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_REFS),
+				 .ino = n, .what = "its type");
 	}
 }
 

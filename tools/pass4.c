@@ -81,7 +81,8 @@ static int check_fields(struct fsck *f, const struct disk_inode *d)
 		ret = field_wrong(f, P_INODE_FIELD, "flags", FIELD_FLAGS,
 				  a->flags, a->flags & KNOWN_FLAGS);
 	if (!ret && a->rdev && !special)
-		PROBLEM(P_INODE_FOREIGN, .ino = cur.ino, .what = "a device number");
+		ret = field_wrong(f, P_INODE_FIELD, "device number", FIELD_RDEV,
+				  a->rdev, 0);
 	if (!ret && !dir && a->parent)
 		ret = field_wrong(f, P_INODE_FIELD, "parent", FIELD_PARENT,
 				  a->parent, 0);
@@ -112,9 +113,8 @@ static int inode_item(struct fsck *f, const uint8_t *val, size_t vlen)
 	int ret;
 
 	if (vlen != sizeof(d)) {
-		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_FILES),
-			.ino = cur.ino, .what = "an inode");
-		return 0;
+		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_FILES),
+				 .ino = cur.ino, .what = "an inode");
 	}
 	memcpy(&d, val, sizeof(d));
 	attr_decode(&d, &cur.a);
@@ -218,9 +218,8 @@ static int xattr_item(struct fsck *f, const uint8_t *key, size_t klen,
 
 	if (!nul || nul == key || (size_t)(nul - key) + 3 != klen ||
 	    nul - key > 255) {
-		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_FILES),
-			.ino = cur.ino, .what = "an xattr");
-		return 0;
+		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_FILES),
+				 .ino = cur.ino, .what = "an xattr");
 	}
 	piece = (unsigned)nul[1] << 8 | nul[2];
 	if (piece && cur.xopen && !strcmp(cur.xname, name)) {
@@ -253,13 +252,8 @@ static int xattr_item(struct fsck *f, const uint8_t *key, size_t klen,
 
 /* ---- symlinks ---------------------------------------------------------------------- */
 
-static void symlink_item(const uint8_t *key, size_t klen, size_t vlen)
+static void symlink_item(const uint8_t *key, size_t vlen)
 {
-	if (klen != 2) {
-		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_FILES),
-			.ino = cur.ino, .what = "a symbolic link");
-		return;
-	}
 	if (((unsigned)key[0] << 8 | key[1]) != cur.target_pieces ||
 	    (cur.target_pieces && cur.target_bytes % PIECE_BYTES))
 		cur.target_gap = true;
@@ -345,9 +339,8 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 	int ret;
 
 	if (klen < 9 || !ino) {
-		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_FILES),
-			.what = "its length");
-		return 0;
+		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_FILES),
+				 .what = "its length");
 	}
 	if (ino != cur.ino) {
 		ret = inode_begin(f, ino);
@@ -368,7 +361,9 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 	case KEY_XATTR:
 		return xattr_item(f, rest, n, val, vlen);
 	case KEY_SYMLINK:
-		symlink_item(rest, n, vlen);
+		if (n != 2)
+			break;
+		symlink_item(rest, vlen);
 		return 0;
 	case KEY_MAP:
 		if (n != 8)
@@ -377,9 +372,9 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 	default:
 		break;
 	}
-	PROBLEM(P_KEY_FORM, .name = table_name(TABLE_FILES), .ino = ino,
-		.what = key[8] > KEY_MAP || !key[8] ? "its type" : "its length");
-	return 0;
+	return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_FILES), .ino = ino,
+			 .what = key[8] > KEY_MAP || !key[8] ? "its type" :
+							       "its length");
 }
 
 int pass4(struct fsck *f)

@@ -72,9 +72,8 @@ int dirent_item(struct fsck *f, struct cur *c, const char *name, size_t len,
 	const char *why = name_wrong(name, len);
 
 	if (vlen != sizeof(d)) {
-		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_FILES),
-			.ino = c->ino, .what = "an entry");
-		return 0;
+		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_FILES),
+				 .ino = c->ino, .what = "an entry");
 	}
 	memcpy(&d, val, sizeof(d));
 	c->entries++;
@@ -104,9 +103,8 @@ int index_item(struct fsck *f, struct cur *c, uint64_t index,
 	le64 ino;
 
 	if (vlen < head || vlen > head + 255) {
-		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_FILES),
-			.ino = c->ino, .what = "an index");
-		return 0;
+		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_FILES),
+				 .ino = c->ino, .what = "an index");
 	}
 	memcpy(&ino, &d->ino, sizeof(ino));
 	c->indexes++;

@@ -92,9 +92,8 @@ int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 	int ret;
 
 	if (vlen < sizeof(m)) {
-		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_FILES),
-			.ino = c->ino, .what = "a run of a map");
-		return 0;
+		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_FILES),
+				 .ino = c->ino, .what = "a run of a map");
 	}
 	memcpy(&m, val, sizeof(m));
 	start = get64(m.start);

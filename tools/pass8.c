@@ -37,6 +37,13 @@ static uint64_t bits_set(const uint8_t *bits, uint64_t n)
 static uint8_t *raw;			/* one block */
 static uint64_t raw_used;		/* in all of them */
 
+static int bitmaps_anew(struct fsck *f, enum problem_id id, bool yes)
+{
+	struct repair r = {.kind = REPAIR_BITMAPS, .id = id};
+
+	return yes ? repair_later(f, &r) : 0;
+}
+
 static int check_raw(struct fsck *f, uint64_t index, const struct disk_space *d)
 {
 	uint64_t block = get64(d->block), units = units_of(f, index), used;
@@ -44,20 +51,19 @@ static int check_raw(struct fsck *f, uint64_t index, const struct disk_space *d)
 			      block << f->shift);
 
 	if (ret || checksum(raw, (size_t)1 << f->shift) != get64(d->csum)) {
-		if (ret)
-			PROBLEM(P_SPACE_READ, .is = index, .blk = block,
-				.what = strerror(-ret));
-		else
-			PROBLEM(P_SPACE_CSUM, .is = index, .blk = block);
+		enum problem_id id = ret ? P_SPACE_READ : P_SPACE_CSUM;
+
 		f->bitmaps_lost = true;
-		return 0;
+		return bitmaps_anew(f, id, PROBLEM(id, .is = index, .blk = block,
+						   .what = strerror(-ret)));
 	}
 	used = bits_set(raw, units);
 	raw_used += used;
-	if (get32(d->free) != units - used)
-		PROBLEM(P_SPACE_FREE, .blk = index, .is = get32(d->free),
-			.want = units - used);
-	return 0;
+	if (get32(d->free) == units - used)
+		return 0;
+	return bitmaps_anew(f, P_SPACE_FREE,
+			    PROBLEM(P_SPACE_FREE, .blk = index,
+				    .is = get32(d->free), .want = units - used));
 }
 
 static int space_item(struct fsck *f, const uint8_t *key, size_t klen,
@@ -68,21 +74,28 @@ static int space_item(struct fsck *f, const uint8_t *key, size_t klen,
 	int ret;
 
 	if (klen != 8 || index > (f->blocks - 1) / f->per_bitmap) {
-		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_SPACE), .ino = index,
-			.what = klen == 8 ? "beyond the volume" : "its length");
-		return 0;
+		return bitmaps_anew(f, P_KEY_FORM,
+				    PROBLEM(P_KEY_FORM,
+					    .name = table_name(TABLE_SPACE),
+					    .ino = index,
+					    .what = klen == 8 ?
+							    "beyond the volume" :
+							    "its length"));
 	}
 	if (vlen != sizeof(d)) {
-		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_SPACE),
-			.ino = index, .what = "a bitmap's place");
 		f->bitmaps_lost = true;
-		return 0;
+		return bitmaps_anew(f, P_VALUE_FORM,
+				    PROBLEM(P_VALUE_FORM,
+					    .name = table_name(TABLE_SPACE),
+					    .ino = index,
+					    .what = "a bitmap's place"));
 	}
 	memcpy(&d, val, sizeof(d));
 	if (!fsck_in_volume(f, get64(d.block), 1)) {
-		PROBLEM(P_SPACE_PLACE, .is = index, .blk = get64(d.block));
 		f->bitmaps_lost = true;
-		return 0;
+		return bitmaps_anew(f, P_SPACE_PLACE,
+				    PROBLEM(P_SPACE_PLACE, .is = index,
+					    .blk = get64(d.block)));
 	}
 	ret = fsck_own(f, 0, get64(d.block), 1);
 	return ret ? ret : check_raw(f, index, &d);

@@ -70,20 +70,20 @@ static const struct row rows[PROBLEMS] = {
 		"the volume is marked clean, but its journal holds %x groups",
 		"replayed"},
 
-	[P_NODE_BAD] = {"T01", SEVERE, NONE,
+	[P_NODE_BAD] = {"T01", SEVERE, FULL,
 		"a node of level %x of the tree of %s at block %b is lost: %w",
-		NULL},
+		"given up, with what it held"},
 	[P_NODE_PLACE] = {"T02", SEVERE, NONE,
 		"a node of the tree of %s stands at block %b, outside the volume",
 		NULL},
 	[P_KEY_ORDER] = {"T03", SEVERE, NONE,
 		"the tree of %s has its items out of order near inode %i", NULL},
-	[P_KEY_FORM] = {"T04", SEVERE, NONE,
+	[P_KEY_FORM] = {"T04", SEVERE, FULL,
 		"an item of the tree of %s has a key that makes no sense (near %i): %w",
-		NULL},
-	[P_VALUE_FORM] = {"T05", SEVERE, NONE,
+		"removed"},
+	[P_VALUE_FORM] = {"T05", SEVERE, FULL,
 		"an item of the tree of %s has a value that makes no sense (near %i): %w",
-		NULL},
+		"removed"},
 	[P_ROOT_NODES] = {"T06", ERROR, SAFE,
 		"the tree of %s counts %x nodes, there are %y", "count corrected"},
 	[P_ROOT_ITEMS] = {"T07", ERROR, SAFE,
@@ -206,15 +206,18 @@ static const struct row rows[PROBLEMS] = {
 		"%e are in use, but nobody owns them", "freed"},
 	[P_OWNED_FREE] = {"A03", SEVERE, FULL,
 		"%e are free in the bitmap, but owned", "marked in use"},
-	[P_SPACE_PLACE] = {"A04", SEVERE, NONE,
-		"bitmap %x stands at block %b, which cannot be", NULL},
-	[P_SPACE_READ] = {"A05", SEVERE, NONE,
-		"bitmap %x, at block %b, cannot be read: %w", NULL},
-	[P_SPACE_CSUM] = {"A06", SEVERE, NONE,
+	[P_SPACE_PLACE] = {"A04", SEVERE, FULL,
+		"bitmap %x stands at block %b, which cannot be",
+		"all bitmaps written anew"},
+	[P_SPACE_READ] = {"A05", SEVERE, FULL,
+		"bitmap %x, at block %b, cannot be read: %w",
+		"all bitmaps written anew"},
+	[P_SPACE_CSUM] = {"A06", SEVERE, FULL,
 		"bitmap %x, at block %b, is damaged: its checksum does not match",
-		NULL},
-	[P_SPACE_FREE] = {"A07", ERROR, NONE,
-		"bitmap %b is said to have %x free blocks, it has %y", NULL},
+		"all bitmaps written anew"},
+	[P_SPACE_FREE] = {"A07", ERROR, FULL,
+		"bitmap %b is said to have %x free blocks, it has %y",
+		"all bitmaps written anew"},
 	[P_ALLOC_OPEN] = {"A08", ERROR, NONE,
 		"the allocator does not take the bitmaps: %w", NULL},
 	[P_ALLOC_CHECK] = {"A09", ERROR, NONE,
@@ -345,7 +348,7 @@ bool problem(enum problem_id id, const struct finding *f)
 		put_sentence(to, r->sentence, f);
 		fputc('\n', to);
 	}
-	repair = wanted(r);
+	repair = r->remedy && wanted(r);
 	if (repair && shown && state.mode != PROBLEM_ASK) {
 		fputs("    to be ", to);
 		put_sentence(to, r->remedy, f);

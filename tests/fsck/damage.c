@@ -27,6 +27,9 @@
  *   release PATH BLK                 free in the bitmap
  *   node TABLE LEVEL N               spoil the Nth node of a level
  *   bitmap N                         spoil a bitmap
+ *   space N FIELD VALUE              block free csum, of a bitmap's item; in
+ *                                    place, in the node
+ *   many N                           N files more in /many
  *   data PATH BLK                    spoil a block of data
  *   super SLOT FIELD VALUE           gen blocks free inodes next_ino flags uuid
  *                                    nodesT itemsT shift version; 'spoil'
@@ -603,6 +606,51 @@ static void spoil_bitmap(uint64_t n)
 	spoil((get64(d.block) << volume_block_shift(v)) + 100);
 }
 
+/* An item of the table of space, which has no transactions: in its leaf. */
+static int find_leaf(void *ctx, enum table t, unsigned level, uint64_t block)
+{
+	struct search *s = ctx;
+
+	(void)t;
+	if (level == 0)
+		s->block = block;
+	return 0;
+}
+
+static void space_field(uint64_t n, const char *field, const char *value)
+{
+	size_t size = (size_t)1 << volume_block_shift(v);
+	struct search s = {0};
+	struct walk w = {.ctx = &s, .node = find_leaf};
+	uint8_t *buf = malloc(size), key[8];
+	struct disk_node *d = (void *)buf;
+	struct disk_space *p = NULL;
+
+	be64(key, n);
+	must("walk", volume_walk(v, TABLE_SPACE, &w));
+	must("read", image_pread(im, buf, size, s.block * size));
+	for (unsigned i = 0; i < get16(d->count); i++) {
+		uint8_t *at = buf + get16(((le16 *)(d + 1))[i]);
+
+		if (!memcmp(at + sizeof(struct disk_item), key, 8))
+			p = (void *)(at + sizeof(struct disk_item) + 8);
+	}
+	if (!p)
+		die("no such bitmap", ENOENT);
+	if (IS("block"))
+		FIELD64(p, block);
+	else if (IS("csum"))
+		FIELD64(p, csum);
+	else if (IS("free"))
+		FIELD32(p, free);
+	else
+		die(field, EINVAL);
+	d->csum = put64(0);
+	d->csum = put64(checksum(buf, size));
+	must("write", image_pwrite(im, buf, size, s.block * size));
+	free(buf);
+}
+
 static void super_field(unsigned slot, const char *field, const char *value)
 {
 	struct disk_super s, *p = &s;
@@ -752,6 +800,15 @@ static bool item_command(const char *c, int n, char **a)
 
 	if (!strcmp(c, "make") && n == 0) {
 		make();
+	} else if (!strcmp(c, "many") && n == 1) {
+		uint64_t dir = ino_of("/many");
+		char name[40];
+
+		for (unsigned i = 0; i < number(a[0]); i++) {
+			snprintf(name, sizeof(name), "one-more-of-the-many-%05u",
+				 i);
+			add(dir, name, S_IFREG | 0644, NULL);
+		}
 	} else if (!strcmp(c, "inode") && n == 3) {
 		inode_field(ino_of(a[0]), a[1], a[2]);
 	} else if (!strcmp(c, "inode-del") && n == 1) {
@@ -844,6 +901,8 @@ static bool raw_command(const char *c, int n, char **a)
 			   (unsigned)number(a[2]));
 	else if (!strcmp(c, "bitmap") && n == 1)
 		spoil_bitmap(number(a[0]));
+	else if (!strcmp(c, "space") && n == 3)
+		space_field(number(a[0]), a[1], a[2]);
 	else if (!strcmp(c, "data") && n == 2)
 		spoil((block_of(a[0], a[1]) << volume_block_shift(v)) + 50);
 	else

@@ -13,7 +13,9 @@ top=$(cd "$(dirname "$0")/../.." && pwd)
 case=$(cd "$1" && pwd)
 bin=${SPACEWEAVE_BIN:-$top/build/bin}
 damage_program=${SPACEWEAVE_DAMAGE:-$top/build/tests/fsck/damage}
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/spaceweave-fsck.XXXXXX")
+tmp=${TMPDIR:-/var/tmp}
+[ -n "${TMPDIR:-}" ] || [ ! -w /dev/shm ] || tmp=/dev/shm
+work=$(mktemp -d "$tmp/spaceweave-fsck.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 image=$work/image
 want= want_status=4 by=none data=
