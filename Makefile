@@ -7,20 +7,23 @@ LIBDIR  ?= $(PREFIX)/lib
 INCDIR  ?= $(PREFIX)/include
 MANDIR  ?= $(PREFIX)/share/man
 COMPDIR ?= $(PREFIX)/share/bash-completion/completions
+# mount(8) and fsck(8) look for their helpers in /sbin alone.
+HELPERS ?= $(if $(filter /usr/local,$(PREFIX)),/sbin,$(SBINDIR))
 DESTDIR ?=
 
 VERSION := 0.1
 CC      ?= cc
-BUILD   ?= build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
+# One folder for each kind of build, so that none is mixed up with another.
+BUILD   ?= build$(if $(SAN),-$(subst $(comma),-,$(SAN)))$(if $(DEBUG),-debug)
 comma   := ,
 V       ?= 0
 Q       := $(if $(filter 1,$(V)),,@)
 say      = $(if $(filter 1,$(V)),,@printf '  %-5s %s\n' '$(1)' '$(patsubst $(BUILD)/%,%,$(2))')
 
-PKGS    := fuse3 libxxhash blkid uuid
 WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
 OPT     ?= -O2 -g
-CPPFLAGS += -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DSPACEWEAVE_VERSION='"$(VERSION)"' $(if $(DEBUG),-DLOCK_DEBUG)
+DEFS    := -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DSPACEWEAVE_VERSION='"$(VERSION)"'
+CPPFLAGS += $(DEFS) $(if $(DEBUG),-DLOCK_DEBUG)
 CFLAGS  += -std=gnu11 $(OPT) $(WARN) -fPIC -pthread -fvisibility=default
 LDFLAGS += -pthread
 ifneq ($(SAN),)
@@ -35,24 +38,34 @@ ALLOC_SRC := $(wildcard alloc/*.c)
 META_SRC  := $(wildcard meta/*.c)
 FS_LIB    := $(filter-out fs/fuse.c fs/mount.c,$(wildcard fs/*.c))
 CLI_SRC   := $(wildcard tools/cli.c)
-FSCK_SRC  := $(wildcard tools/fsck.c tools/pass*.c tools/problem.c)
+FSCK_SRC  := $(wildcard tools/fsck.c tools/pass*.c tools/problem.c tools/fsck_*.c)
 VERB_SRC  := $(filter-out $(CLI_SRC) $(FSCK_SRC),$(wildcard tools/*.c))
 MKFS_SRC  := $(wildcard mkfs/*.c)
 TEST_SRC  := $(wildcard tests/test_*.c tests/crash_*.c)
 TEST_LIB  := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
-SRC       := $(wildcard alloc/*.c meta/*.c fs/*.c mkfs/*.c tools/*.c tests/*.c tests/bench/*.c tests/mnt/*.c)
+AID_SRC   := $(wildcard tests/mnt/*.c tests/fsck/*.c)
+SRC       := $(wildcard alloc/*.c meta/*.c fs/*.c mkfs/*.c tools/*.c tests/*.c tests/bench/*.c) $(AID_SRC)
 
 CORE  := $(BUILD)/lib/libspaceweave.a
 ALLOC := $(BUILD)/lib/libspaceweave-alloc.a
+SHARED := $(BUILD)/lib/libspaceweave-alloc.so
 BIN   := $(BUILD)/bin
-PROGS := $(if $(VERB_SRC),$(BIN)/spaceweave) $(if $(wildcard fs/mount.c),$(BIN)/mount.spaceweave) \
-         $(if $(MKFS_SRC),$(BIN)/mkfs.spaceweave) $(if $(FSCK_SRC),$(BIN)/fsck.spaceweave)
+PROGS := $(BIN)/spaceweave $(if $(wildcard fs/mount.c),$(BIN)/mount.spaceweave) \
+         $(BIN)/mkfs.spaceweave $(if $(FSCK_SRC),$(BIN)/fsck.spaceweave)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
+AIDS  := $(patsubst %.c,$(BUILD)/%,$(AID_SRC))
+
+# Debian's names of what a build, a mount, and the tests need.
+NEED_BUILD := gcc libc6-dev make pkgconf libfuse3-dev libxxhash-dev libblkid-dev uuid-dev
+NEED_RUN   := fuse3
+NEED_CHECK := libcmocka-dev rsync git sqlite3 attr acl
+NEED_LINT  := clang clang-tidy cppcheck
+NEED       := sh tools/need.sh
 
 LIBS  = $(shell pkg-config --libs libxxhash)
 
 .PHONY: all
-all: $(ALLOC) $(BUILD)/lib/libspaceweave-alloc.so $(CORE) $(PROGS)		## build everything (default)
+all: $(ALLOC) $(SHARED) $(CORE) $(PROGS)		## build everything (default)
 
 $(BUILD)/%.o: %.c
 	$(call say,CC,$@)
@@ -67,9 +80,10 @@ $(ALLOC): $(call obj,$(ALLOC_SRC))
 	$(call say,AR,$@)
 	$(Q)mkdir -p $(@D) && rm -f $@ && $(AR) rcs $@ $^
 
-$(BUILD)/lib/libspaceweave-alloc.so: $(call obj,$(ALLOC_SRC))
+$(SHARED): $(call obj,$(ALLOC_SRC))
 	$(call say,LD,$@)
-	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libspaceweave-alloc.so.0 -o $@ $^ $(LIBS)
+	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(@F).0 -o $@ $^ $(LIBS)
+	$(Q)ln -sf $(@F) $@.0
 
 $(CORE): $(call obj,$(ALLOC_SRC) $(META_SRC) $(FS_LIB))
 	$(call say,AR,$@)
@@ -85,13 +99,122 @@ $(eval $(call program,mkfs.spaceweave,$(MKFS_SRC) $(CLI_SRC),$$(shell pkg-config
 $(eval $(call program,fsck.spaceweave,$(FSCK_SRC) $(CLI_SRC)))
 $(eval $(call program,spaceweave,$(VERB_SRC) $(CLI_SRC)))
 
-$(BUILD)/tests/%: $(BUILD)/tests/%.o $(call obj,$(TEST_LIB)) $(CORE)
+# Memory that fails: tests/fault.c stands before the allocator's calls.
+WRAP := $(foreach f,malloc calloc realloc aligned_alloc posix_memalign,-Wl,--wrap=$(f))
+
+$(TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(call obj,$(TEST_LIB)) $(CORE)
 	$(call say,LD,$@)
-	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(shell pkg-config --libs cmocka)
+	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) $(WRAP) -o $@ $^ $(LIBS) $(shell pkg-config --libs cmocka)
+
+# Programs that test scripts run: one file each.
+$(AIDS): $(BUILD)/%: $(BUILD)/%.o $(CORE)
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+.PHONY: run
+run:		## build, format spaceweave.img and mount it on ./mnt
+	@$(NEED) $(NEED_BUILD) $(NEED_RUN)
+	@$(MAKE) --no-print-directory all
+	@sh tools/run.sh $(BIN)
+
+# ---- tests ----
 
 .PHONY: unit
 unit: $(TESTS)		## build and run the tests that need no mount
-	$(Q)fail=0; for t in $(TESTS); do echo "== $$t"; $$t || fail=1; done; exit $$fail
+	$(Q)tests/run $(TESTS)
+
+.PHONY: tests
+tests: all $(TESTS) $(AIDS)		## build the tests, run none
+
+# The same tests once more under the sanitizers, and with ranks of locks checked
+# (each of SAN and DEBUG does that).
+SANS       := address,undefined thread
+san_build   = build-$(subst $(comma),-,$(1))
+MNT_TESTS  := $(filter-out tests/mnt/lib.sh,$(sort $(wildcard tests/mnt/*.sh)))
+FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/))
+CHECK_JOBS ?= 2
+CHECK_TIME ?= 900
+
+.PHONY: check
+check:		## build and run every test
+	@$(NEED) $(NEED_BUILD) $(NEED_RUN) $(NEED_CHECK)
+	@$(MAKE) --no-print-directory -j$(CHECK_JOBS) tests
+	@$(foreach s,$(SANS),$(MAKE) --no-print-directory -j$(CHECK_JOBS) SAN=$(s) tests &&) true
+	@tests/run -j $(CHECK_JOBS) -t $(CHECK_TIME) $(TESTS) \
+		$(foreach s,$(SANS),$(patsubst tests/%.c,$(call san_build,$(s))/tests/%,$(TEST_SRC))) \
+		$(FSCK_TESTS) $(MNT_TESTS)
+
+.PHONY: coverage
+coverage:		## which lines and branches the unit tests reach
+	@$(NEED) $(NEED_BUILD) $(NEED_CHECK) gcovr
+	@$(MAKE) --no-print-directory BUILD=build-coverage OPT='-O0 -g --coverage' unit
+	@gcovr -r . --object-directory build-coverage -e tests/ --print-summary
+
+.PHONY: lint
+lint: $(BUILD)/compile_commands.json		## what clang-tidy, cppcheck and shellcheck say
+	@$(NEED) $(NEED_LINT) shellcheck
+	$(Q)clang-tidy -p $(BUILD) --quiet $(LINT_SRC)
+	$(Q)cppcheck --quiet --error-exitcode=1 --inline-suppr --std=c11 --library=posix \
+		--enable=warning,performance,portability -j2 \
+		--suppress=missingIncludeSystem $(DEFS) $(LINT_SRC)
+	$(Q)shellcheck -s bash -e SC1091 .ci/run tests/run tools/*.sh tests/mnt/*.sh $(wildcard tests/fsck/*.sh)
+
+LINT_SRC := $(filter-out tests/%,$(SRC))
+
+$(BUILD)/compile_commands.json: Makefile
+	$(Q)mkdir -p $(@D)
+	$(Q){ echo '['; sep=; for f in $(SRC); do \
+		printf '%s{"directory": "%s", "file": "%s", "arguments": ["cc", ' "$$sep" "$(CURDIR)" "$$f"; \
+		for a in $(subst ",\",$(DEFS)) $(FUSE_CFLAGS) -std=gnu11 -Wall -Wextra; do \
+			printf '"%s", ' "$$(printf '%s' "$$a" | sed 's/"/\\"/g')"; done; \
+		printf '"-c", "%s"]}' "$$f"; sep=,; done; echo ']'; } >$@
+
+# ---- install ----
+
+MAN := $(wildcard mkfs/*.8 tools/*.8 fs/*.8)
+
+.PHONY: install
+install: all		## install under PREFIX (/usr/local), in DESTDIR
+	install -d $(addprefix $(DESTDIR),$(BINDIR) $(SBINDIR) $(HELPERS) $(LIBDIR)/pkgconfig \
+		$(INCDIR)/spaceweave $(MANDIR)/man8 $(COMPDIR))
+	install -m 755 $(BIN)/spaceweave $(DESTDIR)$(BINDIR)
+	install -m 755 $(filter-out %/spaceweave,$(PROGS)) $(DESTDIR)$(SBINDIR)
+	set -e; for p in $(filter-out spaceweave,$(notdir $(PROGS))); do \
+		[ $(HELPERS) = $(SBINDIR) ] || ln -sf $(SBINDIR)/$$p $(DESTDIR)$(HELPERS)/$$p; done
+	ln -sf $(SBINDIR)/mount.spaceweave $(DESTDIR)$(HELPERS)/mount.fuse.spaceweave
+	install -m 644 $(MAN) $(DESTDIR)$(MANDIR)/man8
+	install -m 644 tools/completion.bash $(DESTDIR)$(COMPDIR)/spaceweave
+	set -e; for p in mkfs fsck mount; do ln -sf spaceweave $(DESTDIR)$(COMPDIR)/$$p.spaceweave; done
+	install -m 644 $(ALLOC) $(DESTDIR)$(LIBDIR)
+	install -m 755 $(SHARED) $(DESTDIR)$(LIBDIR)/$(notdir $(SHARED)).$(VERSION)
+	ln -sf $(notdir $(SHARED)).$(VERSION) $(DESTDIR)$(LIBDIR)/$(notdir $(SHARED)).0
+	ln -sf $(notdir $(SHARED)).0 $(DESTDIR)$(LIBDIR)/$(notdir $(SHARED))
+	install -m 644 alloc/alloc.h $(DESTDIR)$(INCDIR)/spaceweave
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCDIR@|$(INCDIR)|; s|@VERSION@|$(VERSION)|' \
+		alloc/spaceweave-alloc.pc.in >$(DESTDIR)$(LIBDIR)/pkgconfig/spaceweave-alloc.pc
+
+.PHONY: uninstall
+uninstall:		## remove what install put there
+	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,spaceweave) \
+		$(addprefix $(DESTDIR)$(SBINDIR)/,$(filter-out spaceweave,$(notdir $(PROGS)))) \
+		$(addprefix $(DESTDIR)$(HELPERS)/,$(filter-out spaceweave,$(notdir $(PROGS))) mount.fuse.spaceweave) \
+		$(addprefix $(DESTDIR)$(MANDIR)/man8/,$(notdir $(MAN))) \
+		$(addprefix $(DESTDIR)$(COMPDIR)/,spaceweave mkfs.spaceweave fsck.spaceweave mount.spaceweave) \
+		$(DESTDIR)$(LIBDIR)/libspaceweave-alloc.a $(DESTDIR)$(LIBDIR)/libspaceweave-alloc.so* \
+		$(DESTDIR)$(INCDIR)/spaceweave/alloc.h $(DESTDIR)$(LIBDIR)/pkgconfig/spaceweave-alloc.pc
+	-rmdir $(DESTDIR)$(INCDIR)/spaceweave
+
+CFLAGS_tests_bench_nullfs = $(FUSE_CFLAGS)
+$(BUILD)/tests/bench/nullfs: $(call obj,tests/bench/nullfs.c)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs fuse3)
+$(BUILD)/tests/bench/load: $(call obj,tests/bench/load.c)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^
+
+.PHONY: bench
+bench: all $(BUILD)/tests/bench/load $(BUILD)/tests/bench/nullfs		## compare with other file systems (QUICK=1: five minutes; BENCH="--help")
+	$(Q)python3 tests/bench/bench.py --build $(BUILD) $(if $(QUICK),--quick) $(BENCH)
 
 $(BUILD)/bench-alloc: $(BUILD)/tests/bench/bench-alloc.o $(ALLOC)
 	$(call say,LD,$@)
@@ -109,4 +232,5 @@ clean:		## remove what was built
 help:		## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1	/p' $(MAKEFILE_LIST) | expand -t 16
 
+.SECONDARY:
 -include $(patsubst %.c,$(BUILD)/%.d,$(SRC))

@@ -24,9 +24,9 @@ enum lock_rank {
 	RANK_INODE = 20,	/* an inode; several in order of number */
 	RANK_FS_HANDLES = 25,	/* table of the kernel's lookup counts */
 	/* meta */
+	RANK_REFS = 28,		/* reference counts, from read to commit */
 	RANK_CHECKPOINT = 30,	/* one checkpoint at a time */
 	RANK_ICACHE = 40,	/* table of inodes in memory */
-	RANK_POOL = 45,		/* blocks set aside for nodes */
 	RANK_COMMIT = 50,	/* trees, open group: the order of operations */
 	RANK_JOURNAL = 60,	/* groups being written, durable point */
 	/* alloc */

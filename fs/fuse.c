@@ -1,0 +1,829 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The FUSE face: one short function for each request that decodes it, calls
+ * fs.h and replies. The sign of errors flips here, and nowhere else.
+ *
+ * What the kernel is told, and may rely on, since nobody else writes:
+ *   - inode numbers are node ids; they are never used twice, so generation 0
+ *   - names, also those that are not there, and attributes hold for ever
+ *   - it owns size and times of regular files while it has dirty pages
+ *     (writeback cache); the pages it hands back carry neither
+ *   - open, opendir and flush need no request: ENOSYS. So truncation by open
+ *     must come as a setattr: ATOMIC_O_TRUNC stays off
+ *   - it applies no umask (a default ACL may stand in its place) and leaves
+ *     the loss of setuid, setgid and capabilities to us (KILLPRIV_V2, which
+ *     also spares it a getxattr for each write)
+ */
+#define FUSE_USE_VERSION 314
+
+#include "fs/fs_priv.h"
+
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <linux/fs.h>
+#include <linux/falloc.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+
+#define FOR_EVER 1e9		/* seconds */
+#define XATTR_BUF (64u << 10)
+
+_Thread_local struct face_extra face_extra;
+
+static struct fs *fs_of(fuse_req_t req)
+{
+	struct face *face = fuse_req_userdata(req);
+
+	return face->fs;
+}
+
+static struct fs_cred cred_of(fuse_req_t req)
+{
+	const struct fuse_ctx *c = fuse_req_ctx(req);
+
+	return (struct fs_cred){.uid = c->uid, .gid = c->gid,
+				.umask = c->umask, .pid = (uint32_t)c->pid};
+}
+
+/* ---- buffers: one for each thread, kept ----------------------------------------- */
+
+static _Thread_local char *buffer;
+static _Thread_local size_t buffer_bytes;
+
+static char *buffer_of(size_t bytes)
+{
+	if (bytes <= buffer_bytes)
+		return buffer;
+	bytes = (bytes + 4095) & ~4095ul;
+	free(buffer);
+	buffer = aligned_alloc(4096, bytes);
+	buffer_bytes = buffer ? bytes : 0;
+	return buffer;
+}
+
+void face_thread_fini(void)
+{
+	free(buffer);
+	buffer = NULL;
+	buffer_bytes = 0;
+}
+
+/* ---- replies -------------------------------------------------------------------- */
+
+static void reply_err(fuse_req_t req, int err) { fuse_reply_err(req, -err); }
+
+static void entry_param(const struct fs_entry *e, struct fuse_entry_param *out)
+{
+	*out = (struct fuse_entry_param){
+		.ino = e->ino,
+		.attr = e->st,
+		.attr_timeout = FOR_EVER,
+		.entry_timeout = FOR_EVER,
+	};
+}
+
+/* A reply that nobody took was not counted. */
+static void reply_entry(fuse_req_t req, int err, const struct fs_entry *e)
+{
+	struct fs *fs = fs_of(req);
+	struct fuse_entry_param p;
+
+	if (err) {
+		reply_err(req, err);
+		return;
+	}
+	entry_param(e, &p);
+	if (fuse_reply_entry(req, &p))
+		fs_forget(fs, e->ino, 1);
+}
+
+static void reply_attr(fuse_req_t req, int err, const struct stat *st)
+{
+	if (err)
+		reply_err(req, err);
+	else
+		fuse_reply_attr(req, st, FOR_EVER);
+}
+
+/* ---- names ---------------------------------------------------------------------- */
+
+static void do_lookup(fuse_req_t req, fuse_ino_t dir, const char *name)
+{
+	const struct fuse_entry_param absent = {.entry_timeout = FOR_EVER};
+	struct fs_entry e;
+	int err = fs_lookup(fs_of(req), dir, name, &e);
+
+	if (err == -ENOENT)
+		fuse_reply_entry(req, &absent);
+	else
+		reply_entry(req, err, &e);
+}
+
+static void do_forget(fuse_req_t req, fuse_ino_t ino, uint64_t n)
+{
+	fs_forget(fs_of(req), ino, n);
+	fuse_reply_none(req);
+}
+
+static void do_forget_multi(fuse_req_t req, size_t count,
+			    struct fuse_forget_data *f)
+{
+	for (size_t i = 0; i < count; i++)
+		fs_forget(fs_of(req), f[i].ino, f[i].nlookup);
+	fuse_reply_none(req);
+}
+
+static void do_mknod(fuse_req_t req, fuse_ino_t dir, const char *name,
+		     mode_t mode, dev_t rdev)
+{
+	struct fs_cred c = cred_of(req);
+	struct fs_entry e;
+
+	reply_entry(req, fs_mknod(fs_of(req), &c, dir, name, mode, rdev, &e), &e);
+}
+
+static void do_mkdir(fuse_req_t req, fuse_ino_t dir, const char *name,
+		     mode_t mode)
+{
+	struct fs_cred c = cred_of(req);
+	struct fs_entry e;
+
+	reply_entry(req, fs_mkdir(fs_of(req), &c, dir, name, mode, &e), &e);
+}
+
+static void do_symlink(fuse_req_t req, const char *target, fuse_ino_t dir,
+		       const char *name)
+{
+	struct fs_cred c = cred_of(req);
+	struct fs_entry e;
+
+	reply_entry(req, fs_symlink(fs_of(req), &c, dir, name, target, &e), &e);
+}
+
+static void do_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t dir,
+		    const char *name)
+{
+	struct fs_entry e;
+
+	reply_entry(req, fs_link(fs_of(req), ino, dir, name, &e), &e);
+}
+
+static void do_unlink(fuse_req_t req, fuse_ino_t dir, const char *name)
+{
+	reply_err(req, fs_unlink(fs_of(req), dir, name));
+}
+
+static void do_rmdir(fuse_req_t req, fuse_ino_t dir, const char *name)
+{
+	reply_err(req, fs_rmdir(fs_of(req), dir, name));
+}
+
+static void do_rename(fuse_req_t req, fuse_ino_t dir, const char *name,
+		      fuse_ino_t new_dir, const char *new_name, unsigned flags)
+{
+	struct fs_cred c = cred_of(req);
+
+	reply_err(req, fs_rename(fs_of(req), &c, dir, name, new_dir, new_name,
+				 flags));
+}
+
+static void do_readlink(fuse_req_t req, fuse_ino_t ino)
+{
+	char target[4097];
+	int err = fs_readlink(fs_of(req), ino, target, sizeof(target));
+
+	if (err)
+		reply_err(req, err);
+	else
+		fuse_reply_readlink(req, target);
+}
+
+static int create(fuse_req_t req, fuse_ino_t dir, const char *name, mode_t mode,
+		  int flags, struct fs_entry *e)
+{
+	struct fs_cred c = cred_of(req);
+	int err;
+
+	if (face_extra.tmpfile)
+		return fs_tmpfile(fs_of(req), &c, dir, mode, e);
+	err = fs_mknod(fs_of(req), &c, dir, name, S_IFREG | (mode & 07777), 0, e);
+	if (err == -EEXIST && !(flags & O_EXCL))
+		err = fs_lookup(fs_of(req), dir, name, e);
+	return err;
+}
+
+static void do_create(fuse_req_t req, fuse_ino_t dir, const char *name,
+		      mode_t mode, struct fuse_file_info *fi)
+{
+	struct fs *fs = fs_of(req);
+	struct fuse_entry_param p;
+	struct fs_entry e;
+	int err = create(req, dir, name, mode, fi->flags, &e);
+
+	if (err) {
+		reply_err(req, err);
+		return;
+	}
+	entry_param(&e, &p);
+	fi->keep_cache = 1;
+	if (fuse_reply_create(req, &p, fi))
+		fs_forget(fs, e.ino, 1);
+}
+
+/* ---- directories ------------------------------------------------------------------ */
+
+struct listing {
+	fuse_req_t req;
+	bool plus;
+	char *buf;
+	size_t size, used;
+};
+
+static int list_one(void *ctx, const char *name, const struct fs_entry *e,
+		    uint64_t next)
+{
+	struct listing *l = ctx;
+	size_t room = l->size - l->used, need;
+	struct fuse_entry_param p;
+	char *at = l->buf + l->used;
+
+	if (l->plus) {
+		entry_param(e, &p);
+		if (next <= 2)			/* "." and ".." do not count */
+			p.ino = 0;
+		need = fuse_add_direntry_plus(l->req, at, room, name, &p,
+					      (off_t)next);
+	} else {
+		need = fuse_add_direntry(l->req, at, room, name, &e->st,
+					 (off_t)next);
+	}
+	if (need > room)
+		return 1;
+	l->used += need;
+	return 0;
+}
+
+static void list(fuse_req_t req, fuse_ino_t dir, size_t size, off_t off,
+		 bool plus)
+{
+	struct listing l = {req, plus, buffer_of(size), size, 0};
+	int err = l.buf ? fs_readdir(fs_of(req), dir, (uint64_t)off, plus,
+				     list_one, &l)
+			: -ENOMEM;
+
+	if (err && !l.used)
+		reply_err(req, err);
+	else
+		fuse_reply_buf(req, l.buf, l.used);
+}
+
+static void do_readdir(fuse_req_t req, fuse_ino_t dir, size_t size, off_t off,
+		       struct fuse_file_info *fi)
+{
+	(void)fi;
+	list(req, dir, size, off, false);
+}
+
+static void do_readdirplus(fuse_req_t req, fuse_ino_t dir, size_t size,
+			   off_t off, struct fuse_file_info *fi)
+{
+	(void)fi;
+	list(req, dir, size, off, true);
+}
+
+/* ---- attributes --------------------------------------------------------------------- */
+
+static void do_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct stat st;
+
+	(void)fi;
+	reply_attr(req, fs_getattr(fs_of(req), ino, &st), &st);
+}
+
+static int setattr_what(int set)
+{
+	static const int pairs[][2] = {
+		{FUSE_SET_ATTR_MODE, FS_SET_MODE},
+		{FUSE_SET_ATTR_UID, FS_SET_UID},
+		{FUSE_SET_ATTR_GID, FS_SET_GID},
+		{FUSE_SET_ATTR_SIZE, FS_SET_SIZE},
+		{FUSE_SET_ATTR_ATIME, FS_SET_ATIME},
+		{FUSE_SET_ATTR_MTIME, FS_SET_MTIME},
+		{FUSE_SET_ATTR_ATIME_NOW, FS_SET_ATIME_NOW},
+		{FUSE_SET_ATTR_MTIME_NOW, FS_SET_MTIME_NOW},
+		{FUSE_SET_ATTR_CTIME, FS_SET_CTIME},
+		{FUSE_SET_ATTR_KILL_SUID, FS_SET_KILL_SUID},
+	};
+	int what = 0;
+
+	for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++)
+		if (set & pairs[i][0])
+			what |= pairs[i][1];
+	return what;
+}
+
+static void do_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr,
+		       int set, struct fuse_file_info *fi)
+{
+	struct stat st = *attr;
+
+	(void)fi;
+	reply_attr(req, fs_setattr(fs_of(req), ino, setattr_what(set), &st), &st);
+}
+
+static void do_statfs(fuse_req_t req, fuse_ino_t ino)
+{
+	struct statvfs st;
+
+	(void)ino;
+	fs_statfs(fs_of(req), &st);
+	fuse_reply_statfs(req, &st);
+}
+
+/* A size of 0 asks how long the answer is. */
+static void reply_sized(fuse_req_t req, ssize_t n, const char *buf, size_t size)
+{
+	if (n < 0)
+		reply_err(req, (int)n);
+	else if (!size)
+		fuse_reply_xattr(req, (size_t)n);
+	else
+		fuse_reply_buf(req, buf, (size_t)n);
+}
+
+static void do_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name,
+			size_t size)
+{
+	size_t room = size < XATTR_BUF ? size : XATTR_BUF;
+	char *buf = buffer_of(room ? room : 1);
+
+	reply_sized(req, buf ? fs_getxattr(fs_of(req), ino, name, buf, room)
+			     : -ENOMEM, buf, size);
+}
+
+static void do_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
+{
+	size_t room = size < XATTR_BUF ? size : XATTR_BUF;
+	char *buf = buffer_of(room ? room : 1);
+
+	reply_sized(req, buf ? fs_listxattr(fs_of(req), ino, buf, room)
+			     : -ENOMEM, buf, size);
+}
+
+static void do_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name,
+			const char *value, size_t size, int flags)
+{
+	struct fs_cred c = cred_of(req);
+
+	if (face_extra.kill_sgid)
+		flags |= FS_XATTR_KILL_SGID;
+	reply_err(req, fs_setxattr(fs_of(req), &c, ino, name, value, size, flags));
+}
+
+static void do_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
+{
+	struct fs_cred c = cred_of(req);
+
+	reply_err(req, fs_removexattr(fs_of(req), &c, ino, name));
+}
+
+/* ---- contents ------------------------------------------------------------------------- */
+
+static void do_nosys(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	(void)fi;
+	fuse_reply_err(req, ENOSYS);
+}
+
+static void do_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		    struct fuse_file_info *fi)
+{
+	char *buf = buffer_of(fs_read_room(fs_of(req), size)), *data;
+	ssize_t n = buf ? fs_read(fs_of(req), ino, buf, size, off, &data)
+			: -ENOMEM;
+
+	(void)fi;
+	if (n < 0)
+		reply_err(req, (int)n);
+	else
+		fuse_reply_buf(req, data, (size_t)n);
+}
+
+static void do_write(fuse_req_t req, fuse_ino_t ino, const char *buf,
+		     size_t size, off_t off, struct fuse_file_info *fi)
+{
+	const struct face *face = fuse_req_userdata(req);
+	unsigned flags = 0;
+	ssize_t n;
+
+	if (fi->writepage && face->writeback)
+		flags |= FS_WRITE_CACHED;
+	if (face_extra.kill_suid)
+		flags |= FS_WRITE_KILL_SUID;
+	n = fs_write(face->fs, ino, buf, size, off, flags);
+	if (n < 0)
+		reply_err(req, (int)n);
+	else
+		fuse_reply_write(req, (size_t)n);
+}
+
+static void do_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off,
+			 off_t len, struct fuse_file_info *fi)
+{
+	(void)fi;
+	reply_err(req, fs_fallocate(fs_of(req), ino, mode, off, len));
+}
+
+/* ---- seeking for data and holes ---------------------------------------------------- */
+
+/*
+ * With the writeback cache the kernel asks where the data are without handing
+ * over the dirty pages first, and holes would be reported where there is data
+ * only in its cache. So before a hole is believed the kernel is made to write
+ * out what it has there, by invalidating just that range (in which a clean
+ * page holds nothing but zeroes). That waits for writes which the workers must
+ * be free to serve: one thread of its own does it, and answers.
+ */
+struct seek {
+	struct seek *next;
+	fuse_req_t req;
+	fuse_ino_t ino;
+	off_t off;
+	int whence;
+};
+
+static struct {
+	struct lock lock;
+	pthread_cond_t wake;
+	pthread_t thread;
+	bool started, stop;
+	struct seek *first, **last;
+	struct face *face;
+	struct fuse_session *se;
+} seeker;
+
+static void seek_reply(fuse_req_t req, off_t at)
+{
+	if (at < 0)
+		reply_err(req, (int)at);
+	else
+		fuse_reply_lseek(req, at);
+}
+
+/* Write out what the kernel has in [from, to); to 0: to the end. */
+static void seek_flush(fuse_ino_t ino, off_t from, off_t to)
+{
+	fuse_lowlevel_notify_inval_inode(seeker.se, ino, from,
+					 to ? to - from : 0);
+}
+
+static off_t seek_data(struct fs *fs, fuse_ino_t ino, off_t off)
+{
+	off_t at = fs_lseek(fs, ino, off, SEEK_DATA);
+
+	if (at == off || (at < 0 && at != -ENXIO))
+		return at;
+	seek_flush(ino, off, at < 0 ? 0 : at);
+	return fs_lseek(fs, ino, off, SEEK_DATA);
+}
+
+static off_t seek_hole(struct fs *fs, fuse_ino_t ino, off_t off)
+{
+	off_t hole = fs_lseek(fs, ino, off, SEEK_HOLE), end = 0;
+
+	/* A hole is one if it still is after what lay in it was written. */
+	for (;;) {
+		off_t from = hole == -ENXIO ? off : hole;
+
+		if (from < 0 || (end && from < end))
+			return hole;
+		end = fs_lseek(fs, ino, from, SEEK_DATA);
+		if (end < 0)
+			end = 0;
+		seek_flush(ino, from, end);
+		hole = fs_lseek(fs, ino, off, SEEK_HOLE);
+		if (!end)
+			return hole;
+	}
+}
+
+static void *seek_run(void *arg)
+{
+	struct seek *s;
+
+	(void)arg;
+	lock_lock(&seeker.lock);
+	while (!seeker.stop) {
+		s = seeker.first;
+		if (!s) {
+			lock_wait(&seeker.lock, &seeker.wake);
+			continue;
+		}
+		seeker.first = s->next;
+		if (!s->next)
+			seeker.last = &seeker.first;
+		lock_unlock(&seeker.lock);
+		seek_reply(s->req, s->whence == SEEK_DATA
+			   ? seek_data(seeker.face->fs, s->ino, s->off)
+			   : seek_hole(seeker.face->fs, s->ino, s->off));
+		free(s);
+		lock_lock(&seeker.lock);
+	}
+	lock_unlock(&seeker.lock);
+	return NULL;
+}
+
+int face_start(struct face *face, struct fuse_session *se)
+{
+	lock_init(&seeker.lock, RANK_LEAF, "seeker");
+	pthread_cond_init(&seeker.wake, NULL);
+	seeker.last = &seeker.first;
+	seeker.face = face;
+	seeker.se = se;
+	seeker.started = !pthread_create(&seeker.thread, NULL, seek_run, NULL);
+	return seeker.started ? 0 : -EAGAIN;
+}
+
+void face_stop(void)
+{
+	if (!seeker.started)
+		return;
+	lock_lock(&seeker.lock);
+	seeker.stop = true;
+	pthread_cond_signal(&seeker.wake);
+	lock_unlock(&seeker.lock);
+	pthread_join(seeker.thread, NULL);
+}
+
+static int seek_queue(const struct seek *what)
+{
+	struct seek *s = malloc(sizeof(*s));
+
+	if (!s)
+		return -ENOMEM;
+	*s = *what;
+	lock_lock(&seeker.lock);
+	*seeker.last = s;
+	seeker.last = &s->next;
+	pthread_cond_signal(&seeker.wake);
+	lock_unlock(&seeker.lock);
+	return 0;
+}
+
+static void do_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
+		     struct fuse_file_info *fi)
+{
+	const struct seek s = {NULL, req, ino, off, whence};
+	const struct face *face = fuse_req_userdata(req);
+	off_t at = fs_lseek(face->fs, ino, off, whence);
+	int err = 0;
+
+	(void)fi;
+	/* Data is data; only a hole may be one in our eyes alone. */
+	if (face->writeback && (at == -ENXIO || at >= 0) &&
+	    !(whence == SEEK_DATA && at == off))
+		err = seek_queue(&s);
+	else
+		seek_reply(req, at);
+	if (err)
+		reply_err(req, err);
+}
+
+static void do_copy_file_range(fuse_req_t req, fuse_ino_t src, off_t src_off,
+			       struct fuse_file_info *src_fi, fuse_ino_t dst,
+			       off_t dst_off, struct fuse_file_info *dst_fi,
+			       size_t len, int flags)
+{
+	const size_t most = 0x7ffff000;		/* the reply has 32 bits */
+	ssize_t n = fs_copy_file_range(fs_of(req), src, src_off, dst, dst_off,
+				       len < most ? len : most);
+
+	(void)src_fi;
+	(void)dst_fi;
+	(void)flags;
+	if (n < 0)
+		reply_err(req, (int)n);
+	else
+		fuse_reply_write(req, (size_t)n);
+}
+
+static void do_fsync(fuse_req_t req, fuse_ino_t ino, int datasync,
+		     struct fuse_file_info *fi)
+{
+	(void)fi;
+	reply_err(req, fs_fsync(fs_of(req), ino, datasync));
+}
+
+/* ---- ioctls ------------------------------------------------------------------------------ */
+
+struct ioctl {
+	fuse_req_t req;
+	fuse_ino_t ino;
+	const void *in;
+	size_t in_bytes, out_bytes;
+};
+
+static void ioctl_reply(const struct ioctl *i, int err, const void *out,
+			size_t bytes)
+{
+	if (err)
+		reply_err(i->req, err);
+	else
+		fuse_reply_ioctl(i->req, 0, out,
+				 bytes < i->out_bytes ? bytes : i->out_bytes);
+}
+
+static void ioctl_getflags(const struct ioctl *i)
+{
+	uint32_t flags[2] = {0, 0}, projid;	/* a long for some callers */
+	int err = fs_getflags(fs_of(i->req), i->ino, &flags[0], &projid);
+
+	ioctl_reply(i, err, flags, sizeof(flags));
+}
+
+static void ioctl_setflags(const struct ioctl *i)
+{
+	uint32_t flags;
+
+	if (i->in_bytes < sizeof(flags)) {
+		reply_err(i->req, -EINVAL);
+		return;
+	}
+	memcpy(&flags, i->in, sizeof(flags));
+	ioctl_reply(i, fs_setflags(fs_of(i->req), i->ino, &flags, NULL), NULL, 0);
+}
+
+/* The same flags by their other names. */
+static const uint32_t xflags[][2] = {
+	{FS_IMMUTABLE_FL, FS_XFLAG_IMMUTABLE}, {FS_APPEND_FL, FS_XFLAG_APPEND},
+	{FS_SYNC_FL, FS_XFLAG_SYNC},	       {FS_NOATIME_FL, FS_XFLAG_NOATIME},
+	{FS_NODUMP_FL, FS_XFLAG_NODUMP},
+};
+
+static uint32_t xflags_map(uint32_t flags, int from)
+{
+	uint32_t to = 0;
+
+	for (size_t i = 0; i < sizeof(xflags) / sizeof(xflags[0]); i++)
+		if (flags & xflags[i][from])
+			to |= xflags[i][!from];
+	return to;
+}
+
+static void ioctl_fsgetxattr(const struct ioctl *i)
+{
+	struct fsxattr x = {0};
+	uint32_t flags;
+	int err = fs_getflags(fs_of(i->req), i->ino, &flags, &x.fsx_projid);
+
+	if (!err)
+		x.fsx_xflags = xflags_map(flags, 0);
+	ioctl_reply(i, err, &x, sizeof(x));
+}
+
+static void ioctl_fssetxattr(const struct ioctl *i)
+{
+	uint32_t flags, projid;
+	struct fsxattr x;
+	int err = i->in_bytes < sizeof(x) ? -EINVAL : 0;
+
+	if (!err)
+		err = fs_getflags(fs_of(i->req), i->ino, &flags, &projid);
+	if (!err) {
+		memcpy(&x, i->in, sizeof(x));
+		flags = (flags & FS_DIRSYNC_FL) | xflags_map(x.fsx_xflags, 1);
+		err = x.fsx_extsize || x.fsx_cowextsize ? -EOPNOTSUPP
+			: fs_setflags(fs_of(i->req), i->ino, &flags,
+				      &x.fsx_projid);
+	}
+	ioctl_reply(i, err, NULL, 0);
+}
+
+static void ioctl_trim(const struct ioctl *i)
+{
+	struct fstrim_range r;
+	uint64_t done = 0;
+	int err = i->in_bytes < sizeof(r) ? -EINVAL : 0;
+
+	if (!err && fuse_req_ctx(i->req)->uid)
+		err = -EPERM;
+	if (!err) {
+		memcpy(&r, i->in, sizeof(r));
+		err = fs_trim(fs_of(i->req), r.start, r.len, r.minlen, &done);
+		r.len = done;
+	}
+	ioctl_reply(i, err, &r, sizeof(r));
+}
+
+static void ioctl_label(const struct ioctl *i)
+{
+	char label[FSLABEL_MAX] = "";
+	struct volume_stat st;
+
+	volume_stat(fs_volume(fs_of(i->req)), &st);
+	memcpy(label, st.label, sizeof(st.label));
+	ioctl_reply(i, 0, label, sizeof(label));
+}
+
+static void do_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg,
+		     struct fuse_file_info *fi, unsigned flags, const void *in,
+		     size_t in_bytes, size_t out_bytes)
+{
+	const struct ioctl i = {req, ino, in, in_bytes, out_bytes};
+	const uint32_t generation[2] = {0, 0};
+
+	(void)arg;
+	(void)fi;
+	(void)flags;
+	switch (cmd) {
+	case FS_IOC_GETFLAGS:
+		ioctl_getflags(&i);
+		break;
+	case FS_IOC_SETFLAGS:
+		ioctl_setflags(&i);
+		break;
+	case FS_IOC_FSGETXATTR:
+		ioctl_fsgetxattr(&i);
+		break;
+	case FS_IOC_FSSETXATTR:
+		ioctl_fssetxattr(&i);
+		break;
+	case FS_IOC_GETVERSION:
+		ioctl_reply(&i, 0, generation, sizeof(generation));
+		break;
+	case FS_IOC_GETFSLABEL:
+		ioctl_label(&i);
+		break;
+	case FITRIM:
+		ioctl_trim(&i);
+		break;
+	default:
+		fuse_reply_err(req, ENOTTY);
+	}
+}
+
+/* ---- the session --------------------------------------------------------------------------- */
+
+static void do_init(void *userdata, struct fuse_conn_info *conn)
+{
+	const unsigned off = FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_ATOMIC_O_TRUNC |
+			     FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ |
+			     FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE;
+	unsigned on = FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO |
+		      FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_DONT_MASK |
+		      FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO |
+		      FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_POSIX_ACL |
+		      FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA |
+		      FUSE_CAP_IOCTL_DIR;
+	struct face *face = userdata;
+
+	face->writeback = face->writeback &&
+			  (conn->capable & FUSE_CAP_WRITEBACK_CACHE);
+	if (face->writeback)
+		on |= FUSE_CAP_WRITEBACK_CACHE;
+	conn->want = (conn->want & ~off) | (on & conn->capable);
+	conn->max_write = FACE_MAX_WRITE;
+	conn->max_background = 64;
+	conn->congestion_threshold = 48;
+	conn->time_gran = 1;
+}
+
+static const struct fuse_lowlevel_ops ops = {
+	.init = do_init,
+	.lookup = do_lookup,
+	.forget = do_forget,
+	.forget_multi = do_forget_multi,
+	.getattr = do_getattr,
+	.setattr = do_setattr,
+	.readlink = do_readlink,
+	.mknod = do_mknod,
+	.mkdir = do_mkdir,
+	.unlink = do_unlink,
+	.rmdir = do_rmdir,
+	.symlink = do_symlink,
+	.rename = do_rename,
+	.link = do_link,
+	.open = do_nosys,
+	.opendir = do_nosys,
+	.flush = do_nosys,
+	.create = do_create,
+	.read = do_read,
+	.write = do_write,
+	.fsync = do_fsync,
+	.fsyncdir = do_fsync,
+	.readdir = do_readdir,
+	.readdirplus = do_readdirplus,
+	.statfs = do_statfs,
+	.setxattr = do_setxattr,
+	.getxattr = do_getxattr,
+	.listxattr = do_listxattr,
+	.removexattr = do_removexattr,
+	.ioctl = do_ioctl,
+	.fallocate = do_fallocate,
+	.copy_file_range = do_copy_file_range,
+	.lseek = do_lseek,
+};
+
+const struct fuse_lowlevel_ops *face_ops(void) { return &ops; }

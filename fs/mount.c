@@ -1,0 +1,880 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * mount.spaceweave: options, the daemon, its threads, and the end of it.
+ *
+ * Start. The parent checks what it was given and forks; the child leads a
+ * session of its own, opens image and volume, mounts, answers INIT, starts the
+ * workers, lets go of terminal and directory, and only then tells the parent,
+ * which exits with 0. Before that every failure is a sentence on the parent's
+ * stderr and the child's exit status becomes the parent's. Threads exist only
+ * in the child.
+ *
+ * Work. Each worker reads a request and handles it: read() and writev() on
+ * /dev/fuse are ours (the "wire"), because libfuse 3.14 neither asks for nor
+ * passes on some things that the kernel offers: KILLPRIV_V2, PARALLEL_DIROPS,
+ * the longer SETXATTR, TMPFILE. The flags are added to the answer to INIT as
+ * it goes out, and the requests are brought into the form libfuse knows as
+ * they come in.
+ *
+ * End. The kernel has dirty pages of ours; whoever just closed /dev/fuse would
+ * lose them. So a signal unmounts first, while the workers still answer, and
+ * the workers end when the kernel says ENODEV. Only if the mount is busy is
+ * it synced and then cut off. umount(8) does not wait for us: after the
+ * workers come fs_close(), volume_close() with the last flush, and the lock of
+ * the image goes last.
+ */
+#define FUSE_USE_VERSION 314
+
+#include "fs/fs_priv.h"
+#include "tools/cli.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <getopt.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mount.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <syslog.h>
+#include <unistd.h>
+
+#define EXIT_USAGE 1
+#define EXIT_FAIL 32			/* as mount(8) has it */
+#define THREADS_MAX 64
+#define THREADS 4
+#define HELD_WAIT_MS 1000		/* umount(8) returns before the daemon ends */
+#define CLOSING_WAIT_MS 30000
+#define READ_AHEAD_KB 1024
+
+extern char **environ;
+
+/* ---- options ---------------------------------------------------------------------- */
+
+struct options {
+	char *image;			/* absolute */
+	char *dir;
+	char *fsname;			/* as given */
+	bool foreground, debug, nonempty, writethrough;
+	int allow_other;		/* -1: not said */
+	unsigned threads;
+	struct fs_options fs;
+	struct volume_options volume;
+	struct fuse_args args;		/* for libfuse */
+};
+
+static void usage(FILE *to)
+{
+	fprintf(to,
+		"usage: mount.spaceweave [-fdsnvhV] IMAGE DIR [-o OPTION,...]\n"
+		"\n"
+		"  -f   stay in the foreground\n"
+		"  -d   the same, and print every request\n"
+		"  -s   one thread\n"
+		"  -h   this text      -V   version\n"
+		"\n"
+		"  ro rw dev nodev suid nosuid exec noexec sync async dirsync\n"
+		"  atime noatime relatime strictatime nodiratime lazytime\n"
+		"  allow_other noallow_other default_permissions nonempty\n"
+		"  fsname=NAME      source in /proc/mounts; IMAGE\n"
+		"  commit=SECONDS   what was answered is durable after that; 5\n"
+		"  discard          give freed blocks back to the host; nodiscard\n"
+		"  cache=SIZE       memory for trees and inodes; 128M\n"
+		"  threads=N        that answer requests; 4\n"
+		"  writethrough     no dirty pages in the kernel\n");
+}
+
+static void die_usage(const char *fmt, ...)
+	__attribute__((format(printf, 1, 2), noreturn));
+static void die_usage(const char *fmt, ...)
+{
+	char text[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	cli_die(EXIT_USAGE, "%s (-h lists what there is)", text);
+}
+
+static void fuse_arg(struct options *o, const char *name, const char *value)
+{
+	char *text = NULL, *at;
+	size_t room = strlen(name) + 2 * strlen(value) + 4;
+
+	text = malloc(room);
+	if (!text)
+		cli_die(EXIT_FAIL, "out of memory");
+	at = text + sprintf(text, "-o%s", name);
+	for (; *value; value++) {
+		if (*value == ',' || *value == '\\')
+			*at++ = '\\';
+		*at++ = *value;
+	}
+	*at = 0;
+	if (fuse_opt_add_arg(&o->args, text))
+		cli_die(EXIT_FAIL, "out of memory");
+	free(text);
+}
+
+/* Words that set a flag of ours; beside them the kernel may have to know. */
+struct word {
+	const char *name;
+	size_t offset;
+	bool value;
+	bool kernel;
+};
+#define WORD(name, field, value, kernel) \
+	{name, offsetof(struct options, field), value, kernel}
+
+static const struct word words[] = {
+	WORD("ro", volume.readonly, true, true),
+	WORD("rw", volume.readonly, false, true),
+	WORD("sync", fs.sync, true, true),
+	WORD("async", fs.sync, false, true),
+	WORD("dirsync", fs.dirsync, true, true),
+	WORD("noatime", fs.noatime, true, true),
+	WORD("atime", fs.noatime, false, true),
+	WORD("relatime", fs.relatime, true, false),
+	WORD("norelatime", fs.relatime, false, false),
+	WORD("strictatime", fs.strictatime, true, false),
+	WORD("nostrictatime", fs.strictatime, false, false),
+	WORD("nodiratime", fs.nodiratime, true, false),
+	WORD("diratime", fs.nodiratime, false, false),
+	WORD("lazytime", fs.lazytime, true, false),
+	WORD("nolazytime", fs.lazytime, false, false),
+	WORD("discard", volume.discard, true, false),
+	WORD("nodiscard", volume.discard, false, false),
+	WORD("nonempty", nonempty, true, false),
+	WORD("writethrough", writethrough, true, false),
+};
+
+static bool option_word(struct options *o, const char *name)
+{
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+		if (strcmp(words[i].name, name))
+			continue;
+		*(bool *)((char *)o + words[i].offset) = words[i].value;
+		if (words[i].kernel)
+			fuse_arg(o, name, "");
+		return true;
+	}
+	return false;
+}
+
+static bool in_list(const char *const *list, const char *name)
+{
+	for (; *list; list++)
+		if (!strcmp(*list, name))
+			return true;
+	return false;
+}
+
+/* What fstab and mount(8) say to themselves, or what is so anyway. */
+static bool option_ignored(const char *name)
+{
+	static const char *const list[] = {
+		"defaults", "auto", "noauto", "user", "nouser", "users",
+		"nousers", "owner", "noowner", "group", "nogroup", "_netdev",
+		"nofail", "loop", "default_permissions", "silent", "loud",
+		"mand", "nomand", "iversion", "noiversion", NULL};
+
+	return in_list(list, name) || !strncmp(name, "x-", 2) ||
+	       !strncmp(name, "X-", 2) || !strncmp(name, "comment=", 8) ||
+	       !strncmp(name, "subtype=", 8);
+}
+
+static bool option_kernel(struct options *o, const char *name)
+{
+	static const char *const any[] = {"nodev", "nosuid", "exec", "noexec",
+					  NULL};
+	static const char *const root[] = {"dev", "suid", NULL};
+
+	if (in_list(any, name))
+		fuse_arg(o, name, "");
+	else if (!in_list(root, name))
+		return false;
+	else if (!geteuid())
+		fuse_arg(o, name, "");
+	return true;
+}
+
+static uint64_t number(const char *name, const char *text, uint64_t min,
+		       uint64_t max)
+{
+	char *end;
+	unsigned long long n;
+
+	errno = 0;
+	n = strtoull(text, &end, 10);
+	if (!*text || *text == '-' || *end || errno || n < min || n > max)
+		die_usage("%s=%s: want %llu to %llu", name, text,
+			  (unsigned long long)min, (unsigned long long)max);
+	return n;
+}
+
+static bool option_valued(struct options *o, char *text)
+{
+	char *value = strchr(text, '=');
+	uint64_t bytes;
+
+	if (!value)
+		return false;
+	*value++ = 0;
+	if (!strcmp(text, "fsname")) {
+		o->fsname = value;
+	} else if (!strcmp(text, "commit")) {
+		o->volume.commit_ms =
+			(unsigned)number(text, value, 0, 300) * 1000;
+	} else if (!strcmp(text, "threads")) {
+		o->threads = (unsigned)number(text, value, 1, THREADS_MAX);
+	} else if (!strcmp(text, "cache")) {
+		if (cli_parse_size(value, &bytes) || bytes < 1 << 20)
+			die_usage("cache=%s: want a size of at least 1M", value);
+		o->volume.cache_bytes = bytes;
+	} else {
+		value[-1] = '=';
+		return false;
+	}
+	return true;
+}
+
+static void option(struct options *o, char *text)
+{
+	if (!*text || option_word(o, text) || option_kernel(o, text))
+		return;
+	if (!strcmp(text, "allow_other"))
+		o->allow_other = 1;
+	else if (!strcmp(text, "noallow_other"))
+		o->allow_other = 0;
+	else if (!option_ignored(text) && !option_valued(o, text))
+		die_usage("unknown option '%s'", text);
+}
+
+/* Separated by commas; a backslash takes the next character as it is. */
+static void options_list(struct options *o, char *list)
+{
+	char *from = list, *to = list, *start = list;
+	bool end = false;
+
+	while (!end) {
+		end = !*from;
+		if (*from == '\\' && from[1]) {
+			from++;
+			*to++ = *from++;
+			continue;
+		}
+		if (!end && *from != ',') {
+			*to++ = *from++;
+			continue;
+		}
+		from++;
+		*to++ = 0;
+		option(o, start);
+		start = to;
+	}
+}
+
+static void parse(struct options *o, int argc, char **argv)
+{
+	int c;
+
+	while ((c = getopt(argc, argv, "o:fdsnvwrhV")) != -1) {
+		switch (c) {
+		case 'o':
+			options_list(o, optarg);
+			break;
+		case 'd':
+			o->debug = true;
+			fuse_opt_add_arg(&o->args, "-d");
+			/* fall through */
+		case 'f':
+			o->foreground = true;
+			break;
+		case 's':
+			o->threads = 1;
+			break;
+		case 'r':
+			option_word(o, "ro");
+			break;
+		case 'w':
+			option_word(o, "rw");
+			break;
+		case 'n':
+		case 'v':
+			break;		/* mount(8)'s own business */
+		case 'h':
+			usage(stdout);
+			exit(0);
+		case 'V':
+			printf("mount.spaceweave %s (libfuse %s)\n",
+			       SPACEWEAVE_VERSION, fuse_pkgversion());
+			exit(0);
+		default:
+			usage(stderr);
+			exit(EXIT_USAGE);
+		}
+	}
+	if (argc - optind != 2) {
+		usage(stderr);
+		exit(EXIT_USAGE);
+	}
+}
+
+/* ---- what was given: is it there? ------------------------------------------------------ */
+
+static void check_image(struct options *o, const char *given)
+{
+	o->image = realpath(given, NULL);
+	if (!o->image)
+		cli_die(EXIT_FAIL, "cannot open '%s': %s", given,
+			strerror(errno));
+	if (!o->fsname)
+		o->fsname = strdup(given);
+}
+
+static bool is_empty(DIR *d)
+{
+	const struct dirent *e;
+
+	while ((e = readdir(d)))
+		if (strcmp(e->d_name, ".") && strcmp(e->d_name, ".."))
+			return false;
+	return true;
+}
+
+static void check_dir(struct options *o, const char *given)
+{
+	DIR *d = opendir(given);
+	bool empty;
+
+	o->dir = d ? realpath(given, NULL) : NULL;
+	if (!o->dir)
+		cli_die(EXIT_FAIL, "cannot mount on '%s': %s", given,
+			strerror(errno));
+	empty = is_empty(d);
+	closedir(d);
+	if (!empty && !o->nonempty)
+		cli_die(EXIT_FAIL, "cannot mount on '%s': it is not empty "
+			"(-o nonempty hides what is there)", given);
+}
+
+static void fuse_args_finish(struct options *o)
+{
+	fuse_arg(o, "fsname=", o->fsname);
+	fuse_arg(o, "subtype=", "spaceweave");
+	fuse_arg(o, "default_permissions", "");
+	/* Who mounts as root mounts for all, as with every other file system. */
+	if (o->allow_other > 0 || (o->allow_other < 0 && !geteuid()))
+		fuse_arg(o, "allow_other", "");
+}
+
+/* ---- messages ------------------------------------------------------------------------------ */
+
+static bool to_syslog;			/* the terminal is gone */
+
+static void message(void *ctx, const char *text)
+{
+	const struct options *o = ctx;
+
+	if (to_syslog)
+		syslog(LOG_ERR, "%s: %s", o->fsname, text);
+	else
+		cli_warn("%s: %s", o->fsname, text);
+}
+
+static void message_err(struct options *o, const char *what, int err)
+{
+	char text[256];
+
+	snprintf(text, sizeof(text), "%s: %s", what, strerror(-err));
+	message(o, text);
+}
+
+/* ---- the image and who else has it ------------------------------------------------------------ */
+
+static void holder(const struct options *o, struct disk_mmp *mmp)
+{
+	struct image *im;
+
+	memset(mmp, 0, sizeof(*mmp));
+	if (image_open(o->image, IMAGE_PEEK, &im))
+		return;
+	if (mmp_load(im, mmp))
+		memset(mmp, 0, sizeof(*mmp));
+	image_close(im);
+}
+
+static int image_busy(const struct options *o, const struct disk_mmp *mmp)
+{
+	if (get32(mmp->state) == MMP_FREE)
+		cli_warn("'%s' is in use by another program", o->fsname);
+	else
+		cli_warn("'%s' is in use by %.31s on %.63s, process %u",
+			 o->fsname, mmp->program, mmp->host, get32(mmp->pid));
+	return -EBUSY;
+}
+
+/* A daemon that is just finishing is waited for. */
+static int image_wait(const struct options *o, struct image **out)
+{
+	const enum image_mode mode =
+		o->volume.readonly ? IMAGE_READ : IMAGE_WRITE;
+	const struct timespec step = {0, 20000000};
+	struct disk_mmp mmp;
+	int err;
+
+	for (unsigned ms = 0;; ms += 20) {
+		err = image_open(o->image, mode, out);
+		if (err != -EBUSY)
+			break;
+		holder(o, &mmp);
+		if (ms >= (get32(mmp.state) == MMP_CLOSING ? CLOSING_WAIT_MS
+							   : HELD_WAIT_MS))
+			return image_busy(o, &mmp);
+		nanosleep(&step, NULL);
+	}
+	if (err)
+		cli_warn("cannot open '%s': %s", o->fsname, strerror(-err));
+	return err;
+}
+
+struct mount {
+	struct options *o;
+	struct image *im;
+	struct volume *v;
+	struct face face;
+	struct fuse_session *se;
+	pthread_t main, workers[THREADS_MAX];
+	unsigned running;
+};
+
+static int open_volume(struct mount *m)
+{
+	char msg[256] = "";
+	int err = image_wait(m->o, &m->im);
+
+	if (err)
+		return err;
+	err = volume_open(m->im, &m->o->volume, &m->v, msg, sizeof(msg));
+	if (err) {
+		cli_warn("cannot mount '%s': %s", m->o->fsname,
+			 *msg ? msg : strerror(-err));
+		return err;
+	}
+	err = fs_open(m->v, &m->o->fs, &m->face.fs);
+	if (err)
+		message_err(m->o, "cannot open", err);
+	return err;
+}
+
+static int close_volume(struct mount *m)
+{
+	int err = m->face.fs ? fs_close(m->face.fs) : 0, err2 = 0;
+
+	if (m->v)
+		err2 = volume_close(m->v);
+	image_close(m->im);
+	m->face.fs = NULL;
+	m->v = NULL;
+	m->im = NULL;
+	if (!err)
+		err = err2;
+	if (err)
+		message_err(m->o, "the last changes may be lost", err);
+	return err;
+}
+
+/* ---- the wire: /dev/fuse ------------------------------------------------------------------------- */
+
+#define WIRE_BYTES (FACE_MAX_WRITE + 4096)
+#define WIRE_WRITE_HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
+#define WIRE_TMPFILE 51			/* FUSE_TMPFILE, protocol 7.37 */
+
+static uint64_t init_unique;		/* INIT, to be answered; then 0 */
+static uint32_t init_offered;
+
+/* SETXATTR with the longer header, which we asked for: cut back to the short. */
+static ssize_t wire_setxattr(struct fuse_in_header *in, ssize_t n)
+{
+	struct fuse_setxattr_in *arg = (void *)(in + 1);
+	const size_t extra = sizeof(*arg) - FUSE_COMPAT_SETXATTR_IN_SIZE;
+	char *rest = (char *)arg + sizeof(*arg);
+
+	face_extra.kill_sgid = arg->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID;
+	memmove(rest - extra, rest, (size_t)n - (size_t)(rest - (char *)in));
+	in->len -= (uint32_t)extra;
+	return n - (ssize_t)extra;
+}
+
+static ssize_t wire_in(struct fuse_in_header *in, ssize_t n)
+{
+	const struct fuse_write_in *w = (void *)(in + 1);
+	const struct fuse_init_in *init = (void *)(in + 1);
+
+	face_extra = (struct face_extra){0};
+	switch (in->opcode) {
+	case FUSE_INIT:
+		init_unique = in->unique;
+		init_offered = init->flags;
+		break;
+	case FUSE_WRITE:
+		face_extra.kill_suid = w->write_flags & FUSE_WRITE_KILL_SUIDGID;
+		break;
+	case FUSE_SETXATTR:
+		return wire_setxattr(in, n);
+	case WIRE_TMPFILE:
+		face_extra.tmpfile = true;
+		in->opcode = FUSE_CREATE;
+		break;
+	}
+	return n;
+}
+
+static ssize_t wire_read(int fd, void *buf, size_t len, void *ctx)
+{
+	int state;
+	ssize_t n;
+
+	(void)ctx;
+	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &state);
+	n = read(fd, buf, len < WIRE_BYTES ? len : WIRE_BYTES);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+	return n < (ssize_t)sizeof(struct fuse_in_header) ? n : wire_in(buf, n);
+}
+
+static void wire_init(struct iovec *iov)
+{
+	const uint32_t more = FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT |
+			      FUSE_PARALLEL_DIROPS;
+	const struct fuse_out_header *out = iov[0].iov_base;
+	struct fuse_init_out *init = iov[1].iov_base;
+
+	if (out->unique != init_unique || out->error)
+		return;
+	init->flags |= more & init_offered;
+	init_unique = 0;
+}
+
+static ssize_t wire_writev(int fd, struct iovec *iov, int n, void *ctx)
+{
+	(void)ctx;
+	if (init_unique && n > 1 && iov[1].iov_len >= sizeof(struct fuse_init_out))
+		wire_init(iov);
+	return writev(fd, iov, n);
+}
+
+static int wire_open(struct mount *m)
+{
+	static const struct fuse_custom_io io = {.writev = wire_writev,
+						 .read = wire_read};
+	int fd;
+
+	if (fuse_session_mount(m->se, m->o->dir))
+		return -EIO;			/* libfuse has said why */
+	fd = fuse_session_fd(m->se);
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	return fuse_session_custom_io(m->se, &io, fd);
+}
+
+/* ---- workers ---------------------------------------------------------------------------------------- */
+
+/* A buffer in which the data of a write begin at a page. */
+struct wire_buffer {
+	void *block;
+	struct fuse_buf buf;
+};
+
+static int wire_buffer_init(struct wire_buffer *b)
+{
+	b->block = aligned_alloc(4096, WIRE_BYTES + 8192);
+	if (!b->block)
+		return -ENOMEM;
+	b->buf = (struct fuse_buf){
+		.mem = (char *)b->block + 4096 - WIRE_WRITE_HEAD};
+	return 0;
+}
+
+/* One request. False: the session is over. */
+static bool serve(struct fuse_session *se, struct wire_buffer *b)
+{
+	int n = fuse_session_receive_buf(se, &b->buf);
+
+	if (n == -EINTR || n == -EAGAIN)
+		return true;
+	if (n <= 0)
+		return false;
+	fuse_session_process_buf(se, &b->buf);
+	return !fuse_session_exited(se);
+}
+
+static void worker_end(void *arg)
+{
+	struct wire_buffer *b = arg;
+
+	free(b->block);
+	face_thread_fini();
+}
+
+static void *worker(void *arg)
+{
+	struct mount *m = arg;
+	struct wire_buffer b;
+	int state;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+	if (!wire_buffer_init(&b)) {
+		pthread_cleanup_push(worker_end, &b);
+		while (serve(m->se, &b))
+			;
+		pthread_cleanup_pop(1);
+	}
+	fuse_session_exit(m->se);
+	pthread_kill(m->main, SIGUSR1);
+	return NULL;
+}
+
+static int start(struct mount *m)
+{
+	struct wire_buffer b;
+	int err = wire_buffer_init(&b);
+
+	if (err)
+		return err;
+	/* INIT comes first and alone; nobody else is let in before. */
+	if (!serve(m->se, &b))
+		err = -EIO;
+	free(b.block);
+	if (!err)
+		err = face_start(&m->face, m->se);
+	while (!err && m->running < m->o->threads) {
+		err = -pthread_create(&m->workers[m->running], NULL, worker, m);
+		m->running += !err;
+	}
+	return err;
+}
+
+static void stop(struct mount *m)
+{
+	fuse_session_exit(m->se);
+	for (unsigned i = 0; i < m->running; i++)
+		pthread_cancel(m->workers[i]);
+	for (unsigned i = 0; i < m->running; i++)
+		pthread_join(m->workers[i], NULL);
+	m->running = 0;
+	face_stop();
+}
+
+/* Root may let the kernel read ahead further than its default. */
+static void read_ahead(const struct mount *m)
+{
+	char path[96];
+	struct stat st;
+	FILE *f;
+
+	if (geteuid() || stat(m->o->dir, &st))
+		return;
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb",
+		 major(st.st_dev), minor(st.st_dev));
+	f = fopen(path, "we");
+	if (!f)
+		return;
+	fprintf(f, "%u\n", READ_AHEAD_KB);
+	fclose(f);
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------ */
+
+static int run_fusermount(const char *dir)
+{
+	char *argv[] = {"fusermount3", "-u", "-q", "--", (char *)dir, NULL};
+	posix_spawnattr_t attr;
+	sigset_t none;
+	int status;
+	pid_t pid;
+
+	sigemptyset(&none);
+	posix_spawnattr_init(&attr);
+	posix_spawnattr_setsigmask(&attr, &none);
+	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK);
+	if (posix_spawnp(&pid, argv[0], NULL, &attr, argv, environ))
+		return -1;
+	posix_spawnattr_destroy(&attr);
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return -1;
+	return status ? -1 : 0;
+}
+
+/* The kernel's dirty pages, while the workers can still take them. */
+static void sync_mount(const char *dir)
+{
+	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	syncfs(fd);
+	close(fd);
+}
+
+/* False: the mount is busy. */
+static bool unmount(const struct mount *m)
+{
+	int err = geteuid() ? run_fusermount(m->o->dir)
+			    : umount2(m->o->dir, UMOUNT_NOFOLLOW);
+
+	return !err || fuse_session_exited(m->se);
+}
+
+static void run(struct mount *m, const sigset_t *signals)
+{
+	int sig;
+
+	while (!fuse_session_exited(m->se)) {
+		if (sigwait(signals, &sig) || sig == SIGUSR1)
+			continue;
+		if (unmount(m))
+			continue;	/* the workers will say when */
+		message(m->o, "told to end while busy: unmounted all the same");
+		sync_mount(m->o->dir);
+		break;
+	}
+}
+
+/* ---- the daemon ------------------------------------------------------------------------------------------ */
+
+static void detach(void)
+{
+	int fd = open("/dev/null", O_RDWR);
+
+	if (fd >= 0) {
+		for (int i = 0; i < 3; i++)
+			dup2(fd, i);
+		if (fd > 2)
+			close(fd);
+	}
+	to_syslog = true;
+}
+
+static int begin(struct mount *m)
+{
+	int err = open_volume(m);
+
+	if (err)
+		return err;
+	m->se = fuse_session_new(&m->o->args, face_ops(),
+				 sizeof(struct fuse_lowlevel_ops), &m->face);
+	if (!m->se)
+		return -EINVAL;
+	err = wire_open(m);
+	return err ? err : start(m);
+}
+
+/* Everything from opening the image to letting go of it. `tell` gets a byte
+ * when the mount is live. */
+static int serve_mount(struct options *o, int tell)
+{
+	struct mount m = {.o = o, .main = pthread_self(),
+			  .face.writeback = !o->writethrough &&
+					    !o->volume.readonly};
+	sigset_t signals;
+	int err;
+
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGHUP);
+	sigaddset(&signals, SIGUSR1);
+	signal(SIGPIPE, SIG_IGN);
+	pthread_sigmask(SIG_BLOCK, &signals, NULL);
+	err = begin(&m);
+	if (!err) {
+		read_ahead(&m);
+		if (!o->foreground)
+			detach();
+		if (tell >= 0 && write(tell, "", 1) == 1)
+			close(tell);
+		run(&m, &signals);
+	}
+	if (m.se) {
+		stop(&m);
+		fuse_session_unmount(m.se);
+		fuse_session_destroy(m.se);
+	}
+	if (close_volume(&m) && !err)
+		err = -EIO;
+	return err ? EXIT_FAIL : 0;
+}
+
+/* The parent: wait for the byte, or for the child's end. */
+static int await(int fd, pid_t pid)
+{
+	int status;
+	char byte;
+	ssize_t n;
+
+	do
+		n = read(fd, &byte, 1);
+	while (n < 0 && errno == EINTR);
+	if (n == 1)
+		return 0;
+	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status)) {
+		cli_warn("the daemon died");
+		return EXIT_FAIL;
+	}
+	return WEXITSTATUS(status) ? WEXITSTATUS(status) : EXIT_FAIL;
+}
+
+/* What the caller had open is none of a daemon's business. */
+static void close_others(int keep)
+{
+	if (keep > 3)
+		close_range(3, (unsigned)keep - 1, 0);
+	close_range((unsigned)keep + 1, ~0u, 0);
+}
+
+static int daemonize(struct options *o)
+{
+	int fd[2];
+	pid_t pid;
+
+	if (pipe2(fd, O_CLOEXEC))
+		cli_die(EXIT_FAIL, "cannot start the daemon: %s", strerror(errno));
+	fflush(NULL);
+	pid = fork();
+	if (pid < 0)
+		cli_die(EXIT_FAIL, "cannot start the daemon: %s", strerror(errno));
+	if (pid) {
+		close(fd[1]);
+		return await(fd[0], pid);
+	}
+	close_others(fd[1]);
+	setsid();
+	if (chdir("/"))
+		cli_warn("cannot leave the directory: %s", strerror(errno));
+	return serve_mount(o, fd[1]);
+}
+
+int main(int argc, char **argv)
+{
+	struct options o = {.allow_other = -1, .threads = THREADS,
+			    .volume.discard = true};
+
+	cli_init(argv[0]);
+	fuse_opt_add_arg(&o.args, argv[0]);
+	parse(&o, argc, argv);
+	check_image(&o, argv[optind]);
+	check_dir(&o, argv[optind + 1]);
+	fuse_args_finish(&o);
+	o.volume.program = "mount.spaceweave";
+	o.volume.message = message;
+	o.volume.message_ctx = &o;
+	openlog("mount.spaceweave", LOG_PID, LOG_DAEMON);
+	return o.foreground ? serve_mount(&o, -1) : daemonize(&o);
+}

@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A checkpoint writes the trees as of one moment, so that the journal before
+ * that moment is needed no more and what was freed before it is free.
+ *
+ * Operations go on meanwhile, in the next generation: freezing one is moving
+ * the heads of its lists of nodes and deltas, and a frozen node is copied by
+ * whoever wants to change it.
+ *
+ * Two rules of order carry everything: nothing is part of a checkpoint before
+ * it is durable (one flush covers nodes, bitmaps, groups and data), and the
+ * tail moves, and freed blocks become free, only after the superblock is.
+ *
+ * The blocks that a checkpoint takes and frees for itself (bitmaps, nodes of
+ * TABLE_SPACE) can't be in the bitmaps it writes. They go into the journal, as
+ * a group of their own that belongs to the next generation and says which
+ * checkpoint it is of: replay that starts from an earlier one ignores it, for
+ * there these blocks are free and their predecessors in use.
+ */
+#include "meta/meta_priv.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define STAGE_BYTES (256u << 10)
+
+struct checkpoint {
+	struct volume *v;
+	bool clean;
+	uint64_t gen;
+	uint64_t inodes;
+	struct tree frozen[TABLES];
+	struct node_list nodes[TABLES];
+	struct deltas deltas;		/* of transactions */
+	struct deltas node_frees;	/* nodes replaced */
+	struct deltas changes;		/* all, sorted: what bitmaps become */
+	struct deltas own;
+	struct cut cut;
+	uint64_t own_seq;
+};
+
+/* Under the commit lock: this generation ends, the next begins. */
+static void freeze(void *ctx)
+{
+	struct checkpoint *ck = ctx;
+	struct volume *v = ck->v;
+
+	ck->gen = v->gen++;
+	ck->inodes = v->inodes;
+	for (unsigned t = 0; t < TABLE_SPACE; t++) {
+		ck->frozen[t] = v->trees[t];
+		ck->nodes[t] = v->trees[t].dirty;
+		v->trees[t].dirty = (struct node_list){0};
+		v->trees[t].gen = v->gen;
+	}
+	v->trees[TABLE_SPACE].gen = ck->gen;
+	ck->deltas = v->deltas;
+	v->deltas = (struct deltas){0};
+	ck->node_frees = v->node_frees;
+	v->node_frees = (struct deltas){0};
+}
+
+/* ---- nodes ------------------------------------------------------------------------ */
+
+static int node_ptr_cmp(const void *a, const void *b)
+{
+	const struct node *x = *(struct node *const *)a;
+	const struct node *y = *(struct node *const *)b;
+
+	return (x->self.block > y->self.block) - (x->self.block < y->self.block);
+}
+
+/* Write nodes in order of place, neighbours in one go, from sealed copies. */
+static int write_sorted(struct volume *v, struct node **nodes, size_t count)
+{
+	size_t max = STAGE_BYTES / v->block_bytes, n;
+	uint8_t *stage = malloc(STAGE_BYTES);
+	int r = stage ? 0 : -ENOMEM;
+
+	for (size_t i = 0; i < count && r == 0; i += n) {
+		for (n = 0; n < max && i + n < count &&
+			    nodes[i + n]->self.block == nodes[i]->self.block + n;
+		     n++) {
+			uint8_t *copy = stage + n * v->block_bytes;
+
+			memcpy(copy, nodes[i + n]->d, v->block_bytes);
+			node_seal((struct disk_node *)copy, v->block_bytes);
+		}
+		r = image_pwrite(v->im, stage, n * v->block_bytes,
+				 blk_off(v, nodes[i]->self.block));
+	}
+	free(stage);
+	return r;
+}
+
+static int write_nodes(struct checkpoint *ck, enum table t)
+{
+	struct volume *v = ck->v;
+	size_t count = ck->nodes[t].count;
+	struct node **nodes, *n = ck->nodes[t].head;
+	int r;
+
+	if (!count)
+		return 0;
+	nodes = malloc(count * sizeof(*nodes));
+	if (!nodes)
+		return -ENOMEM;
+	for (size_t i = 0; i < count; i++, n = n->next)
+		nodes[i] = n;
+	qsort(nodes, count, sizeof(*nodes), node_ptr_cmp);
+	r = write_sorted(v, nodes, count);
+	for (size_t i = 0; i < count && r == 0; i++)
+		r = delta_add(t == TABLE_SPACE ? &ck->own : &ck->changes,
+			      nodes[i]->self.block, 1, false);
+	/* A few at a time: nobody shall wait long for the lock. */
+	for (size_t i = 0; i < count; i += 128) {
+		rwlock_write(&v->commit);
+		for (size_t j = i; j < count && j < i + 128; j++)
+			tree_written_locked(v, nodes[j]);
+		rwlock_unlock(&v->commit);
+	}
+	free(nodes);
+	return r;
+}
+
+/* ---- blocks ------------------------------------------------------------------------- */
+
+static int delta_cmp(const void *a, const void *b)
+{
+	const struct delta *x = a, *y = b;
+
+	return (x->start > y->start) - (x->start < y->start);
+}
+
+static void deltas_sort(struct deltas *d)
+{
+	if (d->count)
+		qsort(d->v, d->count, sizeof(*d->v), delta_cmp);
+}
+
+/* Mark frees that no transaction has marked. */
+static int defer(struct volume *v, const struct deltas *d)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < d->count && r == 0; i++)
+		if (d->v[i].free)
+			r = alloc_defer(v->alloc, d->v[i].start, d->v[i].len);
+	return r;
+}
+
+/* The blocks of nodes, bitmaps and items, into the bitmaps and their table. */
+static int write_space(struct checkpoint *ck)
+{
+	struct volume *v = ck->v;
+	struct tree *tr = &v->trees[TABLE_SPACE];
+	int r = defer(v, &ck->node_frees);
+
+	for (size_t i = 0; i < ck->node_frees.count && r == 0; i++)
+		r = delta_add(&ck->deltas, ck->node_frees.v[i].start,
+			      ck->node_frees.v[i].len, true);
+	for (size_t i = 0; i < ck->deltas.count && r == 0; i++)
+		r = delta_add(&ck->changes, ck->deltas.v[i].start,
+			      ck->deltas.v[i].len, ck->deltas.v[i].free);
+	if (r)
+		return r;
+	deltas_sort(&ck->changes);
+	r = space_write(v, &ck->changes, &ck->own);
+	if (r)
+		return r;
+	rwlock_write(&v->commit);
+	ck->frozen[TABLE_SPACE] = *tr;
+	ck->nodes[TABLE_SPACE] = tr->dirty;
+	tr->dirty = (struct node_list){0};
+	rwlock_unlock(&v->commit);
+	r = write_nodes(ck, TABLE_SPACE);
+	for (size_t i = 0; i < v->space_frees.count && r == 0; i++)
+		r = delta_add(&ck->own, v->space_frees.v[i].start,
+			      v->space_frees.v[i].len, true);
+	v->space_frees.count = 0;
+	return r ? r : defer(v, &ck->own);
+}
+
+/* Give freed runs to the host and back to the allocator. */
+static int release(struct checkpoint *ck)
+{
+	struct volume *v = ck->v;
+	size_t n = 0;
+	int r = 0;
+
+	for (size_t i = 0; i < ck->deltas.count; i++)
+		if (ck->deltas.v[i].free)
+			ck->deltas.v[n++] = ck->deltas.v[i];
+	ck->deltas.count = n;
+	deltas_sort(&ck->deltas);
+	for (size_t i = 0; i < ck->deltas.count && r == 0; i++) {
+		struct delta d = ck->deltas.v[i];
+
+		while (i + 1 < ck->deltas.count &&
+		       ck->deltas.v[i + 1].start == d.start + d.len)
+			d.len += ck->deltas.v[++i].len;
+		/* Small holes are left to volume_trim(); a host that can't
+		 * punch keeps the blocks, no harm. */
+		if (v->opt.discard && blk_off(v, d.len) >= DISCARD_BYTES)
+			image_discard(v->im, blk_off(v, d.start),
+				      blk_off(v, d.len));
+		else
+			atomic_fetch_add(&v->trim_due, d.len);
+		r = alloc_release(v->alloc, d.start, d.len);
+		atomic_fetch_sub(&v->pending_blks, d.len);
+	}
+	reserve_top_up(v);
+	return r;
+}
+
+/* ---- the superblock --------------------------------------------------------------------- */
+
+static void super_fill(struct checkpoint *ck, struct disk_super *s)
+{
+	struct volume *v = ck->v;
+
+	s->gen = put64(ck->gen);
+	s->salt = put64(ck->cut.salt);
+	s->tail_unit = put64(ck->cut.unit);
+	s->tail_seq = put64(ck->cut.seq);
+	s->tail_prev = put64(ck->cut.prev);
+	s->durable_seq = put64(ck->own_seq);
+	s->next_ino = put64(atomic_load(&v->next_ino));
+	s->free_blks = put64(v->bitmap_free);
+	s->inodes = put64(ck->inodes);
+	s->written_ns = put64(now_ns());
+	s->flags = put32(ck->clean ? SUPER_CLEAN : 0);
+	for (unsigned t = 0; t < TABLES; t++) {
+		struct tree *tr = &ck->frozen[t];
+
+		s->root[t] = (struct disk_root){.ptr = ptr_put(&tr->root),
+						.nodes = put64(tr->nodes),
+						.items = put64(tr->items),
+						.level = put32(tr->level)};
+	}
+}
+
+static int write_super(struct checkpoint *ck)
+{
+	struct volume *v = ck->v;
+	unsigned slot = !v->slot;
+	struct disk_super s = v->super;
+	int r;
+
+	super_fill(ck, &s);
+	super_seal(&s, slot);
+	r = image_pwrite(v->im, &s, sizeof(s), SUPER_SLOT_OFFSET(slot));
+	if (r == 0)
+		r = image_flush(v->im);
+	if (r == 0) {
+		v->super = s;
+		v->slot = slot;
+	}
+	return r;
+}
+
+/* ---- the whole --------------------------------------------------------------------------- */
+
+static int run(struct checkpoint *ck)
+{
+	struct volume *v = ck->v;
+	uint64_t units;
+	int r;
+
+	/* 1. End the generation. A crash from here to step 5: replay from the
+	 *    old superblock gives all that is durable, as if nothing had been. */
+	r = journal_cut(v, freeze, ck, &ck->cut);
+	/* 2. Nodes to the places they were given when they changed. */
+	for (unsigned t = 0; t < TABLE_SPACE && r == 0; t++)
+		r = write_nodes(ck, t);
+	/* 3. Bitmaps, and the table of them, to new places. */
+	if (r == 0)
+		r = write_space(ck);
+	/* 4. What step 3 took and freed goes into the journal; one flush makes
+	 *    that, all groups before, their data and steps 2 and 3 durable. */
+	if (r == 0)
+		r = journal_own_group(v, ck->gen, &ck->own, &ck->own_seq);
+	if (r == 0)
+		r = journal_write(v, ck->own_seq, true);
+	/* 5. The superblock. Torn: its checksum says so, and the other slot is
+	 *    as good. Whole: replay starts from here. */
+	if (r == 0)
+		r = write_super(ck);
+	if (r)
+		return r;
+	/* 6. Only now the journal before the cut may be written over and what
+	 *    this generation freed be used. */
+	atomic_store(&v->durable_gen, ck->gen);
+	units = ck->cut.unit - v->tail_unit;
+	v->tail_unit = ck->cut.unit;
+	atomic_fetch_add(&v->ring_free, (int64_t)(units * JOURNAL_UNIT));
+	r = release(ck);
+	atomic_store(&v->pending_own, 0);
+	for (size_t i = 0; i < ck->own.count; i++)
+		if (ck->own.v[i].free)
+			atomic_fetch_add(&v->pending_own, ck->own.v[i].len);
+	atomic_fetch_add(&v->n_checkpoints, 1);
+	return r;
+}
+
+int checkpoint_run(struct volume *v, bool clean)
+{
+	struct checkpoint ck = {.v = v, .clean = clean};
+	uint64_t gen;
+	int r = 0;
+
+	rwlock_read(&v->commit);
+	gen = v->gen;
+	rwlock_unlock(&v->commit);
+	lock_lock(&v->checkpoint);
+	/* Somebody else's, begun after this call, serves as well. */
+	if (atomic_load(&v->failed)) {
+		r = -EROFS;
+	} else if (clean || atomic_load(&v->durable_gen) < gen) {
+		r = run(&ck);
+		if (r)
+			volume_fail(v, r, "writing a checkpoint");
+	}
+	lock_unlock(&v->checkpoint);
+	free(ck.deltas.v);
+	free(ck.node_frees.v);
+	free(ck.changes.v);
+	free(ck.own.v);
+	return r;
+}

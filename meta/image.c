@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * An image in a file or on a block device: buffered I/O, one descriptor.
+ */
+#include "meta/image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct file_image {
+	struct image im;
+	int fd;
+};
+
+static int fd_of(const struct image *im)
+{
+	return ((const struct file_image *)im)->fd;
+}
+
+static int file_pread(struct image *im, void *buf, size_t len, uint64_t off)
+{
+	while (len) {
+		ssize_t n = pread(fd_of(im), buf, len, (off_t)off);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return -ENXIO;
+		buf = (char *)buf + n;
+		len -= (size_t)n;
+		off += (size_t)n;
+	}
+	return 0;
+}
+
+static int file_pwrite(struct image *im, const void *buf, size_t len, uint64_t off)
+{
+	while (len) {
+		ssize_t n = pwrite(fd_of(im), buf, len, (off_t)off);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return -EIO;
+		buf = (const char *)buf + n;
+		len -= (size_t)n;
+		off += (size_t)n;
+	}
+	return 0;
+}
+
+static int file_pwritev(struct image *im, const struct iovec *iov, int n,
+			uint64_t off)
+{
+	size_t want = 0;
+	ssize_t got;
+
+	for (int i = 0; i < n; i++)
+		want += iov[i].iov_len;
+	got = pwritev(fd_of(im), iov, n, (off_t)off);
+	if (got == (ssize_t)want)
+		return 0;
+	if (got < 0 && errno != EINTR)
+		return -errno;
+	/* Cut short: piece by piece. */
+	for (int i = 0; i < n; i++) {
+		int r = file_pwrite(im, iov[i].iov_base, iov[i].iov_len, off);
+
+		if (r)
+			return r;
+		off += iov[i].iov_len;
+	}
+	return 0;
+}
+
+static int file_flush(struct image *im)
+{
+	return fdatasync(fd_of(im)) ? -errno : 0;
+}
+
+static int file_discard(struct image *im, uint64_t off, uint64_t len)
+{
+	if (im->blockdev) {
+		uint64_t range[2] = {off, len};
+
+		return ioctl(fd_of(im), BLKDISCARD, range) ? -errno : 0;
+	}
+	return fallocate(fd_of(im), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)off, (off_t)len)
+		       ? -errno
+		       : 0;
+}
+
+static int file_ensure(struct image *im, uint64_t off, uint64_t len)
+{
+	if (im->blockdev)
+		return 0;
+	return fallocate(fd_of(im), FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len)
+		       ? -errno
+		       : 0;
+}
+
+static int file_resize(struct image *im, uint64_t bytes)
+{
+	if (im->blockdev)
+		return bytes <= im->bytes ? 0 : -ENOSPC;
+	if (ftruncate(fd_of(im), (off_t)bytes))
+		return -errno;
+	im->bytes = bytes;
+	return 0;
+}
+
+static void file_close(struct image *im)
+{
+	close(fd_of(im));
+	free(im->name);
+	free(im);
+}
+
+static const struct image_ops file_ops = {
+	.pread = file_pread,
+	.pwrite = file_pwrite,
+	.pwritev = file_pwritev,
+	.flush = file_flush,
+	.discard = file_discard,
+	.ensure = file_ensure,
+	.resize = file_resize,
+	.close = file_close,
+};
+
+int image_fd(const struct image *im)
+{
+	return im->ops == &file_ops ? fd_of(im) : -1;
+}
+
+static int fd_lock(int fd, enum image_mode mode)
+{
+	struct flock fl = {.l_type = mode == IMAGE_READ ? F_RDLCK : F_WRLCK,
+			   .l_whence = SEEK_SET};
+
+	if (mode == IMAGE_PEEK || fcntl(fd, F_OFD_SETLK, &fl) == 0)
+		return 0;
+	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
+}
+
+static int image_wrap(int fd, const char *path, enum image_mode mode,
+		      struct image **out)
+{
+	struct file_image *f;
+	struct stat st;
+	uint64_t bytes;
+	int r;
+
+	if (fstat(fd, &st))
+		return -errno;
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return -EINVAL;
+	bytes = (uint64_t)st.st_size;
+	if (S_ISBLK(st.st_mode) && ioctl(fd, BLKGETSIZE64, &bytes))
+		return -errno;
+	r = fd_lock(fd, mode);
+	if (r)
+		return r;
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return -ENOMEM;
+	f->im.ops = &file_ops;
+	f->im.bytes = bytes;
+	f->im.readonly = mode != IMAGE_WRITE;
+	f->im.blockdev = S_ISBLK(st.st_mode);
+	f->im.name = strdup(path);
+	f->fd = fd;
+	if (!f->im.name) {
+		free(f);
+		return -ENOMEM;
+	}
+	*out = &f->im;
+	return 0;
+}
+
+static int image_open_flags(const char *path, int flags, enum image_mode mode,
+			    struct image **out)
+{
+	struct stat st;
+	int fd, r;
+
+	/* A device that somebody has mounted refuses O_EXCL. */
+	if (mode == IMAGE_WRITE && stat(path, &st) == 0 && S_ISBLK(st.st_mode))
+		flags = (flags & ~O_CREAT) | O_EXCL;
+	fd = open(path, flags | O_CLOEXEC | O_NONBLOCK, 0666);
+	if (fd < 0)
+		return -errno;
+	r = image_wrap(fd, path, mode, out);
+	if (r)
+		close(fd);
+	return r;
+}
+
+int image_open(const char *path, enum image_mode mode, struct image **out)
+{
+	return image_open_flags(path, mode == IMAGE_WRITE ? O_RDWR : O_RDONLY,
+				mode, out);
+}
+
+int image_create(const char *path, struct image **out)
+{
+	return image_open_flags(path, O_RDWR | O_CREAT, IMAGE_WRITE, out);
+}

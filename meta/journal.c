@@ -1,0 +1,715 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The journal: a ring of groups, where every change is written first.
+ *
+ * Life of a group
+ *   open     transactions append their items to it in memory, under the commit
+ *            lock; the data they speak of is in the image already, unflushed
+ *   closed   it has its place in the ring; no more items
+ *   written  in the image; it may be torn by a crash, so may its data
+ *   durable  a flush began after it, all before it and all their data were
+ *            written, and succeeded
+ * One thread at a time writes and flushes (`writing`): it closes the open
+ * group, writes all closed ones in order and flushes once for all who wait;
+ * those who come meanwhile fill the next group. So a lone fsync costs one
+ * write into the ring and one flush, and eight at once share theirs.
+ *
+ * Invariants
+ *  1. Groups stand in the ring one behind the other, each at a multiple of
+ *     JOURNAL_UNIT, and carry the sequence number and checksum that chain them.
+ *  2. Nobody is told "durable" for a group before one flush covered it, all
+ *     earlier ones and their data. Hence no order of writes is needed between
+ *     data and group: if a flush did not complete, nobody was told, and replay
+ *     finds out by the checksums, of group and data alike.
+ *  3. Each group says up to which one all was durable when it was written
+ *     (durable_seq), and which checkpoint was. So replay knows what is damage
+ *     (below that point) and what a torn write (beyond it). An idle volume
+ *     writes a last mark for the last flush.
+ *  4. A salt drawn at each writable mount is in every group: none of an
+ *     earlier lap, mount or mkfs is ever taken for one of this.
+ *
+ * Replay (journal_scan, journal_apply): the highest durable_seq in the ring is
+ * found first; then the chain is followed from the tail. Beyond durable_seq
+ * the data of each group is read and checked too, and the first failure ends
+ * the volume's history there. Applying is item_apply_locked() for each item.
+ *
+ * Space in the ring is promised before a transaction's first lock and returned
+ * when it is known what was used. A part stays aside for checkpoints, which
+ * are what makes room.
+ */
+#include "meta/meta_priv.h"
+
+#include <assert.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static size_t round_unit(size_t bytes)
+{
+	return (bytes + JOURNAL_UNIT - 1) / JOURNAL_UNIT * JOURNAL_UNIT;
+}
+
+/* ---- groups in memory --------------------------------------------------------- */
+
+static struct group *group_new(struct volume *v, size_t room)
+{
+	struct group *g = calloc(1, sizeof(*g));
+
+	if (!g)
+		return NULL;
+	g->cap = round_unit(sizeof(struct disk_group) + room);
+	g->buf = malloc(g->cap);
+	if (!g->buf) {
+		free(g);
+		return NULL;
+	}
+	memset(g->buf, 0, sizeof(struct disk_group));
+	g->len = sizeof(struct disk_group);
+	g->seq = v->next_seq;
+	return g;
+}
+
+static void group_free(struct group *g)
+{
+	free(g->buf);
+	free(g);
+}
+
+static int group_room(struct group *g, size_t more)
+{
+	size_t cap = g->cap;
+	uint8_t *p;
+
+	while (cap < round_unit(g->len + more))
+		cap *= 2;
+	if (cap == g->cap)
+		return 0;
+	p = realloc(g->buf, cap);
+	if (!p)
+		return -ENOMEM;
+	g->buf = p;
+	g->cap = cap;
+	return 0;
+}
+
+/*
+ * Have an open group with room for `len` more bytes; called before anything is
+ * applied, so that appending cannot fail.
+ */
+int journal_room_locked(struct volume *v, size_t len)
+{
+	if (!v->open) {
+		v->open = group_new(v, len < 8192 ? 8192 : len);
+		if (!v->open)
+			return -ENOMEM;
+		v->next_seq++;
+	}
+	return group_room(v->open, len);
+}
+
+uint64_t journal_append_locked(struct volume *v, const void *items, size_t len,
+			       unsigned count, uint64_t data_bytes)
+{
+	struct group *g = v->open;
+
+	assert(g && g->len + len <= g->cap);
+	memcpy(g->buf + g->len, items, len);
+	g->len += len;
+	g->items += count;
+	g->data_bytes += data_bytes;
+	return g->seq;
+}
+
+/* Give a group its place and queue it. Its padding comes off the ring now. */
+static void group_close_locked(struct volume *v, struct group *g)
+{
+	size_t padded = round_unit(g->len);
+
+	memset(g->buf + g->len, 0, padded - g->len);
+	g->unit = v->head_unit;
+	g->salt = v->salt;
+	v->head_unit += padded / JOURNAL_UNIT;
+	atomic_fetch_sub(&v->ring_free,
+			 (int64_t)(padded - (g->len - sizeof(struct disk_group))));
+	g->next = NULL;
+	lock_lock(&v->journal);
+	*v->closed_tail = g;
+	v->closed_tail = &g->next;
+	lock_unlock(&v->journal);
+}
+
+uint64_t journal_close_locked(struct volume *v)
+{
+	struct group *g = v->open;
+
+	if (g) {
+		v->open = NULL;
+		group_close_locked(v, g);
+	}
+	return v->next_seq - 1;
+}
+
+int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
+		      uint64_t *seq)
+{
+	size_t each = sizeof(struct disk_jitem) + 16, len = d->count * each;
+	struct group *g;
+	int r = 0;
+
+	rwlock_write(&v->commit);
+	journal_close_locked(v);
+	g = group_new(v, len);
+	if (!g) {
+		r = -ENOMEM;
+		goto out;
+	}
+	v->next_seq++;
+	g->of_gen = gen;
+	for (size_t i = 0; i < d->count; i++) {
+		struct disk_jitem h = {.type = d->v[i].free ? JITEM_FREE
+							    : JITEM_TAKE,
+				       .klen = put16(16)};
+		le64 run[2] = {put64(d->v[i].start), put64(d->v[i].len)};
+
+		memcpy(g->buf + g->len, &h, sizeof(h));
+		memcpy(g->buf + g->len + sizeof(h), run, sizeof(run));
+		g->len += each;
+		g->items++;
+		r = delta_add(&v->deltas, d->v[i].start, d->v[i].len,
+			      d->v[i].free);
+		if (r)
+			break;
+	}
+	atomic_fetch_sub(&v->ring_free, (int64_t)len);
+	*seq = g->seq;
+	group_close_locked(v, g);
+out:
+	rwlock_unlock(&v->commit);
+	return r;
+}
+
+/* ---- writing -------------------------------------------------------------------- */
+
+static int ring_pwrite(struct volume *v, uint64_t unit, const uint8_t *buf,
+		       size_t len)
+{
+	uint64_t base = v->ring_offset;
+	uint64_t at = unit % v->ring_units, fit = v->ring_units - at;
+	size_t first = len;
+	int r;
+
+	if (first > fit * JOURNAL_UNIT)
+		first = fit * JOURNAL_UNIT;
+	r = image_pwrite(v->im, buf, first, base + at * JOURNAL_UNIT);
+	if (r == 0 && first < len)
+		r = image_pwrite(v->im, buf + first, len - first, base);
+	return r;
+}
+
+static int group_write(struct volume *v, struct group *g)
+{
+	struct disk_group *h = (void *)g->buf;
+	uint64_t durable = v->durable_seq;
+
+	*h = (struct disk_group){
+		.magic = put32(GROUP_MAGIC),
+		.bytes = put32((uint32_t)g->len),
+		.salt = put64(g->salt),
+		.seq = put64(g->seq),
+		.prev = put64(v->last_csum),
+		.durable_seq = put64(durable),
+		.checkpoint_gen = put64(atomic_load(&v->durable_gen)),
+		.of_gen = put64(g->of_gen),
+		.items = put32(g->items),
+	};
+	h->csum = put64(checksum(g->buf, g->len));
+	v->last_csum = get64(h->csum);
+	lock_lock(&v->journal);
+	v->attested_seq = durable;
+	lock_unlock(&v->journal);
+	atomic_fetch_add_explicit(&v->n_groups, 1, memory_order_relaxed);
+	return ring_pwrite(v, g->unit, g->buf, round_unit(g->len));
+}
+
+static struct group *closed_pop(struct volume *v, uint64_t seq)
+{
+	struct group *g;
+
+	lock_lock(&v->journal);
+	g = v->closed;
+	if (g && g->seq > seq)
+		g = NULL;
+	if (g) {
+		v->closed = g->next;
+		if (!v->closed)
+			v->closed_tail = &v->closed;
+	}
+	lock_unlock(&v->journal);
+	return g;
+}
+
+/* By whoever has `writing`: the closed groups to `seq`, in order. */
+static int write_closed(struct volume *v, uint64_t seq, uint64_t *last)
+{
+	struct group *g;
+	int r = 0;
+
+	while (r == 0 && (g = closed_pop(v, seq))) {
+		r = group_write(v, g);
+		if (r == 0)
+			*last = g->seq;
+		group_free(g);
+	}
+	if (r)
+		volume_fail(v, r, "writing the journal");
+	return r;
+}
+
+/* Become the one who writes, unless the answer is known without: then 1. */
+static int writing_begin(struct volume *v, uint64_t seq, bool flush)
+{
+	int r = 0;
+
+	lock_lock(&v->journal);
+	while (v->writing && !atomic_load(&v->failed) &&
+	       (flush ? v->durable_seq : v->written_seq) < seq)
+		lock_wait(&v->journal, &v->journal_done);
+	if (atomic_load(&v->failed))
+		r = -EIO;
+	else if ((flush ? v->durable_seq : v->written_seq) >= seq)
+		r = 1;
+	else
+		v->writing = true;
+	lock_unlock(&v->journal);
+	return r;
+}
+
+static void writing_end(struct volume *v, uint64_t written, bool flushed)
+{
+	lock_lock(&v->journal);
+	v->written_seq = written;
+	if (flushed)
+		v->durable_seq = written;
+	v->writing = false;
+	pthread_cond_broadcast(&v->journal_done);
+	lock_unlock(&v->journal);
+}
+
+int journal_write(struct volume *v, uint64_t seq, bool flush)
+{
+	uint64_t last;
+	int r = writing_begin(v, seq, flush);
+
+	if (r)
+		return r < 0 ? r : 0;
+	last = v->written_seq;
+	rwlock_write(&v->commit);
+	if (v->open && v->open->seq <= seq)
+		journal_close_locked(v);
+	rwlock_unlock(&v->commit);
+	r = write_closed(v, UINT64_MAX, &last);
+	if (r == 0 && flush) {
+		atomic_fetch_add_explicit(&v->n_flushes, 1,
+					  memory_order_relaxed);
+		r = image_flush(v->im);
+		if (r)
+			volume_fail(v, r, "flushing");
+	}
+	writing_end(v, last, r == 0 && flush);
+	return r;
+}
+
+int journal_cut(struct volume *v, void (*freeze)(void *ctx), void *ctx,
+		struct cut *out)
+{
+	uint64_t last;
+	int r = writing_begin(v, UINT64_MAX, false);
+
+	if (r)
+		return r;
+	last = v->written_seq;
+	rwlock_write(&v->commit);
+	journal_close_locked(v);
+	freeze(ctx);
+	out->unit = v->head_unit;
+	out->seq = v->next_seq;
+	out->salt = v->salt;
+	rwlock_unlock(&v->commit);
+	r = write_closed(v, out->seq - 1, &last);
+	out->prev = v->last_csum;
+	writing_end(v, last, false);
+	return r;
+}
+
+int journal_mark(struct volume *v)
+{
+	struct group *g = NULL;
+	uint64_t seq = 0;
+	bool idle;
+
+	lock_lock(&v->journal);
+	idle = !v->writing && v->durable_seq == v->written_seq &&
+	       v->attested_seq < v->durable_seq;
+	lock_unlock(&v->journal);
+	if (!idle || atomic_load(&v->failed) ||
+	    atomic_load(&v->ring_free) < (int64_t)v->ring_reserve)
+		return 0;
+	rwlock_write(&v->commit);
+	if (!v->open)
+		g = group_new(v, 0);
+	if (g) {
+		seq = v->next_seq++;
+		group_close_locked(v, g);
+		lock_lock(&v->journal);
+		v->mark_seq = seq;
+		lock_unlock(&v->journal);
+	}
+	rwlock_unlock(&v->commit);
+	return g ? journal_write(v, seq, false) : 0;
+}
+
+/* ---- room in the ring, and in the cache ------------------------------------------------------------- */
+
+int ring_promise(struct volume *v, size_t bytes)
+{
+	int64_t left, need = (int64_t)bytes, keep = (int64_t)v->ring_reserve;
+	uint64_t dirty;
+
+	if (v->replaying)
+		return 0;
+	for (unsigned tries = 0;; tries++) {
+		left = atomic_fetch_sub(&v->ring_free, need) - need;
+		dirty = atomic_load(&v->dirty_nodes);
+		if (left >= keep && (dirty < v->cache_nodes || tries >= 4)) {
+			if (left < (int64_t)(v->ring_units * JOURNAL_UNIT / 2) ||
+			    dirty > v->cache_nodes / 2)
+				volume_kick(v, true);
+			return 0;
+		}
+		atomic_fetch_add(&v->ring_free, need);
+		if (atomic_load(&v->failed))
+			return -EROFS;
+		if (tries < 4) {
+			int r = checkpoint_run(v, false);
+
+			if (r)
+				return r;
+		} else {
+			/* Others hold promises; they are about to commit. */
+			sched_yield();
+		}
+		if (tries == 100000)
+			return -ENOSPC;
+	}
+}
+
+/* ---- replay -------------------------------------------------------------------------- */
+
+struct scan {
+	struct volume *v;
+	uint8_t *ring;			/* the whole of it */
+	uint64_t must;			/* groups to this one have to be whole */
+	uint64_t max_ino;
+	char *msg;
+	size_t msg_len;
+};
+
+/* Copy the group at `unit` out of the ring if it is one, whole, of this salt. */
+static struct group *group_at(const struct scan *s, uint64_t unit)
+{
+	struct volume *v = s->v;
+	size_t ring_bytes = v->ring_units * JOURNAL_UNIT;
+	size_t at = unit % v->ring_units * JOURNAL_UNIT, first;
+	struct disk_group h;
+	struct group *g;
+	uint64_t sum;
+
+	memcpy(&h, s->ring + at, sizeof(h));
+	if (get32(h.magic) != GROUP_MAGIC || get64(h.salt) != v->salt ||
+	    get32(h.bytes) < sizeof(h) || get32(h.bytes) > ring_bytes)
+		return NULL;
+	g = calloc(1, sizeof(*g));
+	if (!g)
+		return NULL;
+	g->len = get32(h.bytes);
+	g->buf = malloc(g->len);
+	if (!g->buf) {
+		free(g);
+		return NULL;
+	}
+	first = g->len < ring_bytes - at ? g->len : ring_bytes - at;
+	memcpy(g->buf, s->ring + at, first);
+	memcpy(g->buf + first, s->ring, g->len - first);
+	((struct disk_group *)g->buf)->csum = put64(0);
+	sum = checksum(g->buf, g->len);
+	if (sum != get64(h.csum)) {
+		group_free(g);
+		return NULL;
+	}
+	((struct disk_group *)g->buf)->csum = h.csum;
+	g->unit = unit;
+	g->seq = get64(h.seq);
+	g->items = get32(h.items);
+	g->of_gen = get64(h.of_gen);
+	return g;
+}
+
+/* The newest statements that any group of this salt makes. */
+static int scan_attests(struct scan *s)
+{
+	struct volume *v = s->v;
+	uint64_t gen = 0;
+
+	for (uint64_t u = 0; u < v->ring_units; u++) {
+		struct group *g = group_at(s, u);
+		const struct disk_group *h;
+
+		if (!g)
+			continue;
+		h = (const void *)g->buf;
+		if (get64(h->durable_seq) > s->must)
+			s->must = get64(h->durable_seq);
+		if (get64(h->checkpoint_gen) > gen)
+			gen = get64(h->checkpoint_gen);
+		u += (g->len + JOURNAL_UNIT - 1) / JOURNAL_UNIT - 1;
+		group_free(g);
+	}
+	if (gen > get64(v->super.gen)) {
+		snprintf(s->msg, s->msg_len,
+			 "superblock: the slot of checkpoint %llu is lost, only "
+			 "that of %llu is left",
+			 (unsigned long long)gen,
+			 (unsigned long long)get64(v->super.gen));
+		return -EFSCORRUPTED;
+	}
+	return 0;
+}
+
+/* Are the items of a group well formed? */
+static bool group_sane(const struct volume *v, const struct group *g)
+{
+	const uint8_t *p = g->buf + sizeof(struct disk_group);
+	const uint8_t *end = g->buf + g->len;
+
+	for (unsigned i = 0; i < g->items; i++) {
+		const struct disk_jitem *ji = (const void *)p;
+		size_t klen, vlen;
+		le64 run[2];
+
+		if ((size_t)(end - p) < sizeof(*ji))
+			return false;
+		klen = get16(ji->klen);
+		vlen = get16(ji->vlen);
+		if ((size_t)(end - p) < sizeof(*ji) + klen + vlen)
+			return false;
+		if (ji->type == JITEM_PUT || ji->type == JITEM_DEL) {
+			if (klen > KEY_MAX || vlen > VALUE_MAX ||
+			    ji->table >= TABLE_SPACE || g->of_gen)
+				return false;
+		} else {
+			if ((ji->type != JITEM_TAKE && ji->type != JITEM_FREE) ||
+			    klen != 16 || vlen)
+				return false;
+			memcpy(run, ji->bytes, sizeof(run));
+			if (get64(run[0]) >= v->blocks || !get64(run[1]) ||
+			    get64(run[1]) > v->blocks - get64(run[0]))
+				return false;
+		}
+		p += sizeof(*ji) + klen + vlen;
+	}
+	return p == end;
+}
+
+/* Is the data that this run speaks of what was written? */
+static bool map_data_whole(struct volume *v, const struct disk_jitem *ji, void *buf)
+{
+	const uint8_t *val = ji->bytes + get16(ji->klen);
+	struct disk_map m;
+
+	if (get16(ji->vlen) < sizeof(m))
+		return false;
+	memcpy(&m, val, sizeof(m));
+	if (get32(m.flags) & MAP_UNWRITTEN)
+		return true;
+	if (get16(ji->vlen) != sizeof(m) + get32(m.len) * sizeof(le64) ||
+	    get64(m.start) >= v->blocks ||
+	    get32(m.len) > v->blocks - get64(m.start))
+		return false;
+	for (uint32_t i = 0; i < get32(m.len); i++) {
+		le64 sum;
+
+		memcpy(&sum, val + sizeof(m) + i * sizeof(sum), sizeof(sum));
+		if (image_pread(v->im, buf, v->block_bytes,
+				blk_off(v, get64(m.start) + i)) ||
+		    checksum(buf, v->block_bytes) != get64(sum))
+			return false;
+	}
+	return true;
+}
+
+static bool group_data_whole(struct volume *v, const struct group *g)
+{
+	const struct disk_jitem *ji =
+		(const void *)(g->buf + sizeof(struct disk_group));
+	void *buf = malloc(v->block_bytes);
+	bool whole = buf != NULL;
+
+	for (unsigned i = 0; i < g->items && whole; i++, ji = item_next(ji))
+		if (ji->type == JITEM_PUT && ji->table == TABLE_FILES &&
+		    get16(ji->klen) == 17 && ji->bytes[8] == KEY_MAP)
+			whole = map_data_whole(v, ji, buf);
+	free(buf);
+	return whole;
+}
+
+/* Note the deltas, and the numbers of inodes that were given out. */
+static int group_note(struct scan *s, const struct group *g)
+{
+	const struct disk_jitem *ji =
+		(const void *)(g->buf + sizeof(struct disk_group));
+	struct volume *v = s->v;
+	int r = 0;
+
+	for (unsigned i = 0; i < g->items && r == 0; i++, ji = item_next(ji)) {
+		if (ji->type == JITEM_TAKE || ji->type == JITEM_FREE)
+			r = item_apply_locked(v, ji);
+		else if (ji->table == TABLE_FILES && get16(ji->klen) >= 8 &&
+			 be64_get(ji->bytes) > s->max_ino)
+			s->max_ino = be64_get(ji->bytes);
+	}
+	return r;
+}
+
+/* Follow the chain from the tail to where the volume's history ends. */
+static int scan_chain(struct scan *s)
+{
+	struct volume *v = s->v;
+	uint64_t unit = get64(v->super.tail_unit), seq = get64(v->super.tail_seq);
+	uint64_t prev = get64(v->super.tail_prev), start = unit;
+	int r = 0;
+
+	for (;;) {
+		struct group *g = group_at(s, unit);
+		const struct disk_group *h = g ? (const void *)g->buf : NULL;
+		uint64_t units = g ? (g->len + JOURNAL_UNIT - 1) / JOURNAL_UNIT : 0;
+
+		if (!g || g->seq != seq || get64(h->prev) != prev ||
+		    unit + units - start > v->ring_units || !group_sane(v, g) ||
+		    (seq > s->must && !group_data_whole(v, g))) {
+			if (g)
+				group_free(g);
+			break;
+		}
+		prev = get64(h->csum);
+		unit += units;
+		seq++;
+		*v->replay_tail = g;
+		v->replay_tail = &g->next;
+		/* A checkpoint's own blocks count only if it took place. */
+		if (!g->of_gen || g->of_gen == get64(v->super.gen))
+			r = group_note(s, g);
+		v->replayed_groups++;
+		if (r)
+			return r;
+	}
+	if (seq <= s->must) {
+		snprintf(s->msg, s->msg_len,
+			 "journal: group %llu, which was durable, is damaged",
+			 (unsigned long long)seq);
+		return -EFSCORRUPTED;
+	}
+	v->head_unit = unit;
+	v->next_seq = seq;
+	v->last_csum = prev;
+	return 0;
+}
+
+int journal_scan(struct volume *v, char *msg, size_t msg_len)
+{
+	struct scan s = {.v = v,
+			 .must = get64(v->super.durable_seq),
+			 .max_ino = get64(v->super.next_ino) - 1,
+			 .msg = msg,
+			 .msg_len = msg_len};
+	size_t bytes = v->ring_units * JOURNAL_UNIT;
+	int r;
+
+	v->salt = get64(v->super.salt);
+	s.ring = malloc(bytes);
+	if (!s.ring)
+		return -ENOMEM;
+	r = image_pread(v->im, s.ring, bytes,
+			v->ring_offset);
+	if (r)
+		snprintf(msg, msg_len, "journal: cannot be read: %s",
+			 strerror(-r));
+	if (r == 0)
+		r = scan_attests(&s);
+	if (r == 0)
+		r = scan_chain(&s);
+	free(s.ring);
+	if (r == 0)
+		atomic_store(&v->next_ino, s.max_ino + 1);
+	return r;
+}
+
+int journal_apply(struct volume *v)
+{
+	int r = 0;
+
+	while (v->replay) {
+		struct group *g = v->replay;
+		const struct disk_jitem *ji =
+			(const void *)(g->buf + sizeof(struct disk_group));
+
+		for (unsigned i = 0; i < g->items && r == 0;
+		     i++, ji = item_next(ji)) {
+			if (ji->type != JITEM_PUT && ji->type != JITEM_DEL)
+				continue;
+			r = commit_lock_prepared(v, ji, 1, SPEND_CHECKPOINT);
+			if (r)
+				break;
+			item_apply_locked(v, ji);
+			rwlock_unlock(&v->commit);
+		}
+		v->replay = g->next;
+		group_free(g);
+	}
+	return r;
+}
+
+/* ---- life ----------------------------------------------------------------------------- */
+
+int journal_init(struct volume *v)
+{
+	lock_init(&v->journal, RANK_JOURNAL, "journal");
+	pthread_cond_init(&v->journal_done, NULL);
+	v->closed_tail = &v->closed;
+	v->replay_tail = &v->replay;
+	v->ring_units = get64(v->super.journal_units);
+	v->ring_offset = blk_off(v, get64(v->super.journal_block));
+	v->ring_reserve = v->ring_units * JOURNAL_UNIT / 8;
+	v->txn_max = v->ring_reserve < (128u << 10) ? v->ring_reserve
+						     : 128u << 10;
+	atomic_store(&v->ring_free, (int64_t)(v->ring_units * JOURNAL_UNIT));
+	return 0;
+}
+
+static void groups_free(struct group *g)
+{
+	while (g) {
+		struct group *next = g->next;
+
+		group_free(g);
+		g = next;
+	}
+}
+
+void journal_fini(struct volume *v)
+{
+	groups_free(v->closed);
+	groups_free(v->open);
+	groups_free(v->replay);
+	lock_fini(&v->journal);
+	pthread_cond_destroy(&v->journal_done);
+}

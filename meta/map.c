@@ -1,0 +1,756 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Extent maps: file block to volume block, and the blocks themselves.
+ *
+ * A written run carries the checksum of each of its blocks, so that one leaf
+ * gives both where the data is and what it must be, and a clone takes the
+ * checksums along. A run is cut where a change begins or ends; runs that lie
+ * end to end on the volume are joined when a file grows.
+ *
+ * Data is never overwritten while it is alive: map_write() puts it into new
+ * blocks, or into ones that were set aside unwritten for just that place (for
+ * nothing alive is there), and only the commit makes it the file's.
+ *
+ * Calls that change the map see what the transaction holds already: a block's
+ * place may be cut out of a run and what is left of it changed again.
+ */
+#include "meta/meta_priv.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define EXTENTS_MAX 256u
+
+/* ---- reading the map ------------------------------------------------------------ */
+
+struct map_item {
+	uint64_t blk, start;
+	uint32_t len;
+	bool unwritten;
+	le64 csum[MAP_MAX];
+};
+
+static uint64_t item_end(const struct map_item *m) { return m->blk + m->len; }
+
+static int item_decode(struct map_item *m, const uint8_t *key, size_t klen,
+		       const uint8_t *val, size_t vlen)
+{
+	struct disk_map d;
+
+	if (klen != 17 || vlen < sizeof(d))
+		return -EFSCORRUPTED;
+	memcpy(&d, val, sizeof(d));
+	m->blk = be64_get(key + 9);
+	m->start = get64(d.start);
+	m->len = get32(d.len);
+	m->unwritten = get32(d.flags) & MAP_UNWRITTEN;
+	if (m->len == 0 || m->blk + m->len < m->blk ||
+	    vlen != sizeof(d) + (m->unwritten ? 0 : m->len * sizeof(le64)) ||
+	    (!m->unwritten && m->len > MAP_MAX))
+		return -EFSCORRUPTED;
+	memcpy(m->csum, val + sizeof(d), vlen - sizeof(d));
+	return 0;
+}
+
+/*
+ * Items that overlap [from, to), a few at a time: after overlap_load() those
+ * that overlap [from, next). `max` of them come from the tree.
+ */
+struct overlap {
+	uint64_t from, to, next;
+	unsigned max, count, cap;
+	struct map_item *item;		/* on the heap; overlap_fini() */
+};
+
+static int overlap_grow(struct overlap *o)
+{
+	unsigned cap = o->cap ? o->cap * 2 : o->max + 1;
+	void *p;
+
+	if (o->count < o->cap)
+		return 0;
+	p = realloc(o->item, cap * sizeof(*o->item));
+	if (!p)
+		return -ENOMEM;
+	o->item = p;
+	o->cap = cap;
+	return 0;
+}
+
+static void overlap_fini(struct overlap *o) { free(o->item); }
+
+static int overlap_add(void *ctx, const uint8_t *key, size_t klen,
+		       const uint8_t *val, size_t vlen)
+{
+	struct overlap *o = ctx;
+	struct map_item *m;
+	int r = overlap_grow(o);
+
+	if (r)
+		return r;
+	m = &o->item[o->count];
+	r = item_decode(m, key, klen, val, vlen);
+	if (r)
+		return r;
+	if (o->count == o->max) {
+		o->next = m->blk;
+		return 1;
+	}
+	if (item_end(m) > o->from)
+		o->count++;
+	return 0;
+}
+
+/* What the transaction already holds for this inode's map, the last word on
+ * each key: an item, or none (len 0). */
+static int pending_add(struct overlap *o, const struct disk_jitem *ji)
+{
+	size_t klen = get16(ji->klen);
+	uint64_t blk = be64_get(ji->bytes + 9);
+	struct map_item *m = NULL;
+	int r;
+
+	for (unsigned i = 0; i < o->count && !m; i++)
+		if (o->item[i].blk == blk)
+			m = &o->item[i];
+	if (!m) {
+		r = overlap_grow(o);
+		if (r)
+			return r;
+		m = &o->item[o->count++];
+	}
+	m->blk = blk;
+	m->len = 0;
+	return ji->type == JITEM_DEL
+		       ? 0
+		       : item_decode(m, ji->bytes, klen, ji->bytes + klen,
+				     get16(ji->vlen));
+}
+
+static int pending_load(struct txn *t, struct inode *ip, struct overlap *p)
+{
+	const struct disk_jitem *ji = (const void *)t->buf;
+	int r = 0;
+
+	for (unsigned i = 0; i < t->items && r == 0; i++, ji = item_next(ji))
+		if ((ji->type == JITEM_PUT || ji->type == JITEM_DEL) &&
+		    ji->table == TABLE_FILES && get16(ji->klen) == 17 &&
+		    ji->bytes[8] == KEY_MAP && be64_get(ji->bytes) == ip->ino)
+			r = pending_add(p, ji);
+	return r;
+}
+
+static int item_cmp(const void *a, const void *b)
+{
+	const struct map_item *x = a, *y = b;
+
+	return (x->blk > y->blk) - (x->blk < y->blk);
+}
+
+/* Let what the transaction holds replace what the tree says. */
+static int overlap_merge(struct overlap *o, const struct overlap *p)
+{
+	unsigned kept = 0;
+	int r = 0;
+
+	for (unsigned i = 0; i < o->count; i++) {
+		bool replaced = false;
+
+		for (unsigned j = 0; j < p->count && !replaced; j++)
+			replaced = p->item[j].blk == o->item[i].blk;
+		if (!replaced)
+			o->item[kept++] = o->item[i];
+	}
+	o->count = kept;
+	for (unsigned j = 0; j < p->count && r == 0; j++) {
+		const struct map_item *m = &p->item[j];
+
+		if (!m->len || m->blk >= o->next || item_end(m) <= o->from)
+			continue;
+		r = overlap_grow(o);
+		if (r == 0)
+			o->item[o->count++] = *m;
+	}
+	if (o->count)
+		qsort(o->item, o->count, sizeof(*o->item), item_cmp);
+	return r;
+}
+
+/* As the map is now; with `t`, as it will be if that commits as it stands. */
+static int overlap_load(struct volume *v, struct txn *t, struct inode *ip,
+			struct overlap *o)
+{
+	struct overlap pending = {.max = 16};
+	struct key min, lo, hi;
+	int r;
+
+	key_file_num(&min, ip->ino, KEY_MAP, 0);
+	key_file_num(&lo, ip->ino, KEY_MAP, o->from);
+	if (o->to == UINT64_MAX)
+		key_file(&hi, ip->ino, KEY_MAP + 1);
+	else
+		key_file_num(&hi, ip->ino, KEY_MAP, o->to);
+	o->count = 0;
+	o->next = o->to;
+	r = tree_range_floor(v, TABLE_FILES, &min, &lo, &hi, overlap_add, o);
+	if (r == -EFSCORRUPTED)
+		volume_message(v, "inode %llu: bad extent near block %llu",
+			       (unsigned long long)ip->ino,
+			       (unsigned long long)o->from);
+	if (r >= 0 && t && t->items) {
+		r = pending_load(t, ip, &pending);
+		if (r == 0 && pending.count)
+			r = overlap_merge(o, &pending);
+		overlap_fini(&pending);
+	}
+	return r < 0 ? r : 0;
+}
+
+static int lookup(struct volume *v, struct txn *t, struct inode *ip, uint64_t blk,
+		  struct run *out)
+{
+	struct overlap o = {.from = blk, .to = UINT64_MAX, .max = 1};
+	const struct map_item *m;
+	int r;
+
+	/* The one there may be gone in the transaction: then the next. */
+	do {
+		r = overlap_load(v, t, ip, &o);
+	} while (r == 0 && o.count == 0 && o.next != UINT64_MAX &&
+		 (o.from = o.next, true));
+	m = o.item;
+	if (r == 0 && o.count == 0)
+		*out = (struct run){blk, UINT64_MAX - blk, 0, false};
+	else if (r == 0 && m->blk > blk)
+		*out = (struct run){blk, m->blk - blk, 0, false};
+	else if (r == 0)
+		*out = (struct run){blk, item_end(m) - blk,
+				    m->start + (blk - m->blk), m->unwritten};
+	overlap_fini(&o);
+	return r;
+}
+
+int map_lookup(struct volume *v, struct inode *ip, uint64_t blk, struct run *out)
+{
+	return lookup(v, NULL, ip, blk, out);
+}
+
+/* ---- reading data ------------------------------------------------------------------ */
+
+static int read_run(struct volume *v, struct inode *ip, const struct map_item *m,
+		    uint64_t from, uint64_t to, uint8_t *buf)
+{
+	size_t bytes = blk_off(v, to - from);
+	uint64_t start = m->start + (from - m->blk);
+	int r;
+
+	if (m->unwritten) {
+		memset(buf, 0, bytes);
+		return 0;
+	}
+	if (start + (to - from) > v->blocks || start + (to - from) < start) {
+		volume_message(v, "inode %llu: extent outside the volume",
+			       (unsigned long long)ip->ino);
+		return -EFSCORRUPTED;
+	}
+	r = image_pread(v->im, buf, bytes, blk_off(v, start));
+	if (r) {
+		volume_message(v, "inode %llu: block %llu (volume block %llu) "
+			       "cannot be read: %s", (unsigned long long)ip->ino,
+			       (unsigned long long)from,
+			       (unsigned long long)start, strerror(-r));
+		return r;
+	}
+	for (uint64_t b = from; b < to; b++, buf += v->block_bytes)
+		if (checksum(buf, v->block_bytes) != get64(m->csum[b - m->blk])) {
+			volume_message(v, "inode %llu: block %llu (volume block "
+				       "%llu): checksum does not match",
+				       (unsigned long long)ip->ino,
+				       (unsigned long long)b,
+				       (unsigned long long)(m->start +
+							    (b - m->blk)));
+			return -EFSBADCRC;
+		}
+	return 0;
+}
+
+int map_read(struct volume *v, struct inode *ip, uint64_t blk, uint64_t n,
+	     void *buf)
+{
+	struct overlap o = {.to = blk + n, .max = 8};
+	uint8_t *at = buf;
+	int r = 0;
+
+	while (blk < o.to && r == 0) {
+		o.from = blk;
+		r = overlap_load(v, NULL, ip, &o);
+		for (unsigned i = 0; i < o.count && r == 0; i++) {
+			const struct map_item *m = &o.item[i];
+			uint64_t to = item_end(m) < o.to ? item_end(m) : o.to;
+
+			if (m->blk > blk) {
+				memset(at, 0, blk_off(v, m->blk - blk));
+				at += blk_off(v, m->blk - blk);
+				blk = m->blk;
+			}
+			r = read_run(v, ip, m, blk, to, at);
+			at += blk_off(v, to - blk);
+			blk = to;
+		}
+		if (r == 0 && blk < o.next) {
+			memset(at, 0, blk_off(v, o.next - blk));
+			at += blk_off(v, o.next - blk);
+			blk = o.next;
+		}
+	}
+	overlap_fini(&o);
+	return r;
+}
+
+/* ---- changing the map ---------------------------------------------------------------- */
+
+static int item_put(struct txn *t, struct inode *ip, const struct map_item *m)
+{
+	struct {
+		struct disk_map d;
+		le64 csum[MAP_MAX];
+	} val = {.d = {.start = put64(m->start),
+		       .birth = put64(atomic_load_explicit(&t->v->durable_gen,
+							   memory_order_relaxed) +
+				     1),
+		       .len = put32(m->len),
+		       .flags = put32(m->unwritten ? MAP_UNWRITTEN : 0)}};
+	size_t sums = m->unwritten ? 0 : m->len * sizeof(le64);
+	struct key k;
+
+	memcpy(val.csum, m->csum, sums);
+	key_file_num(&k, ip->ino, KEY_MAP, m->blk);
+	return txn_put(t, TABLE_FILES, &k, &val, sizeof(val.d) + sums);
+}
+
+/* The part [from, to) of a run as a run of its own. */
+static struct map_item item_part(const struct map_item *m, uint64_t from,
+				 uint64_t to)
+{
+	struct map_item p = {.blk = from,
+			     .start = m->start + (from - m->blk),
+			     .len = (uint32_t)(to - from),
+			     .unwritten = m->unwritten};
+
+	if (!m->unwritten)
+		memcpy(p.csum, m->csum + (from - m->blk),
+		       p.len * sizeof(p.csum[0]));
+	return p;
+}
+
+/* Let go of blocks that this inode referred to. */
+static int blocks_drop(struct txn *t, struct inode *ip, uint64_t start, uint64_t len)
+{
+	if (ip->a.flags & INODE_SHARED)
+		return txn_ref(t, start, len, -1);
+	return txn_free(t, start, len);
+}
+
+/*
+ * Take [from, to) out of one run: what is left of it to the left and right
+ * stays. The blocks are dropped unless `keep`.
+ */
+static int item_cut(struct txn *t, struct inode *ip, const struct map_item *m,
+		    uint64_t from, uint64_t to, bool keep)
+{
+	struct map_item part;
+	struct key k;
+	int r = 0;
+
+	if (from < m->blk)
+		from = m->blk;
+	if (to > item_end(m))
+		to = item_end(m);
+	if (from == m->blk) {
+		key_file_num(&k, ip->ino, KEY_MAP, m->blk);
+		r = txn_del(t, TABLE_FILES, &k);
+	} else {
+		part = item_part(m, m->blk, from);
+		r = item_put(t, ip, &part);
+	}
+	if (r == 0 && to < item_end(m)) {
+		part = item_part(m, to, item_end(m));
+		r = item_put(t, ip, &part);
+	}
+	if (r == 0 && !keep) {
+		r = blocks_drop(t, ip, m->start + (from - m->blk), to - from);
+		inode_edit(t, ip)->blks -= to - from;
+	}
+	return r;
+}
+
+#define ITEMS_AT_ONCE 64u
+
+/* Cut what overlaps [from, to); *next is how far the transaction got. */
+static int range_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to,
+		     uint64_t *next)
+{
+	struct overlap o = {.to = to, .max = ITEMS_AT_ONCE};
+	bool full = false;
+	int r = 0;
+
+	*next = from;
+	while (r == 0 && *next < to && !full) {
+		o.from = *next;
+		r = overlap_load(t->v, t, ip, &o);
+		for (unsigned i = 0; i < o.count && r == 0 && !full; i++) {
+			struct map_item *m = &o.item[i];
+
+			full = !txn_has_room(t, 14);
+			if (full)
+				break;
+			r = item_cut(t, ip, m, from, to, false);
+			*next = item_end(m) < to ? item_end(m) : to;
+		}
+		if (!full)
+			*next = o.next;
+	}
+	overlap_fini(&o);
+	return r;
+}
+
+/* ---- cutting, with an intent for what one transaction can't hold ----------------------- */
+
+static int intent_put(struct txn *t, struct inode *ip, uint64_t from, uint64_t to)
+{
+	struct disk_intent d = {put64(from), put64(to)};
+	struct key k;
+
+	key_refs(&k, KEY_INTENT, ip->ino);
+	return txn_put(t, TABLE_REFS, &k, &d, sizeof(d));
+}
+
+int map_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to)
+{
+	uint64_t next;
+	int r = range_cut(t, ip, from, to, &next);
+
+	if (r || next == to)
+		return r;
+	ip->unfinished = true;
+	return intent_put(t, ip, next, to);
+}
+
+static int finish_step(struct volume *v, struct inode *ip, uint64_t from,
+		       uint64_t to, uint64_t *next)
+{
+	struct txn *t;
+	struct key k;
+	int r = txn_begin(v, TXN_FREEING, &t);
+
+	if (r)
+		return r;
+	r = range_cut(t, ip, from, to, next);
+	if (r == 0 && *next < to) {
+		r = intent_put(t, ip, *next, to);
+	} else if (r == 0) {
+		key_refs(&k, KEY_INTENT, ip->ino);
+		r = txn_del(t, TABLE_REFS, &k);
+	}
+	if (r) {
+		txn_abort(t);
+		return r;
+	}
+	return txn_commit(t);
+}
+
+int map_finish(struct volume *v, struct inode *ip)
+{
+	struct disk_intent d;
+	struct key k;
+	uint64_t from, to;
+	size_t len;
+	int r;
+
+	if (!ip->unfinished)
+		return 0;
+	key_refs(&k, KEY_INTENT, ip->ino);
+	r = tree_lookup(v, TABLE_REFS, k.b, k.len, &d, sizeof(d), &len);
+	if (r == -ENOENT)
+		r = 0;
+	else if (r == 0 && len != sizeof(d))
+		r = -EFSCORRUPTED;
+	else if (r == 0)
+		for (from = get64(d.from), to = get64(d.to);
+		     r == 0 && from < to;)
+			r = finish_step(v, ip, from, to, &from);
+	if (r == 0)
+		ip->unfinished = false;
+	return r;
+}
+
+/* ---- writing -------------------------------------------------------------------------- */
+
+/*
+ * Where the blocks of a write go: pieces in file order, each to new blocks or
+ * to ones set aside for it.
+ */
+struct place {
+	uint64_t blk;
+	struct extent e;
+	bool in_place;
+};
+
+struct writing {
+	struct place p[2 * EXTENTS_MAX];
+	unsigned count;
+	uint64_t in_place;
+};
+
+static int place_new(struct txn *t, struct inode *ip, struct writing *w,
+		     uint64_t blk, uint64_t to)
+{
+	struct extent e[EXTENTS_MAX / 4];
+	unsigned count;
+	uint64_t got;
+
+	while (blk < to) {
+		int r = txn_alloc(t, ip->goal, to - blk, e, EXTENTS_MAX / 4, &count,
+				  &got);
+
+		if (r)
+			return r;
+		for (unsigned i = 0; i < count; i++) {
+			if (w->count == 2 * EXTENTS_MAX || !txn_has_room(t, 8))
+				return -ENOSPC;
+			w->p[w->count++] = (struct place){blk, e[i], false};
+			blk += e[i].len;
+			ip->goal = e[i].start + e[i].len;
+		}
+	}
+	return 0;
+}
+
+static void place_old(struct txn *t, struct writing *w, const struct map_item *m,
+		      uint64_t from, uint64_t to)
+{
+	w->p[w->count++] = (struct place){
+		from, {m->start + (from - m->blk), to - from}, true};
+	w->in_place += to - from;
+	t->in_place = true;
+}
+
+/*
+ * Take [from, to) out of the map, keeping unwritten runs as places to write
+ * to, and find places for the rest.
+ */
+static int places_find(struct txn *t, struct inode *ip, struct writing *w,
+		       uint64_t from, uint64_t to)
+{
+	struct overlap o = {.to = to, .max = ITEMS_AT_ONCE};
+	uint64_t fresh = from, seen = from;	/* to be placed; looked at */
+	int r = 0;
+
+	while (r == 0 && seen < to) {
+		o.from = seen;
+		r = overlap_load(t->v, t, ip, &o);
+		for (unsigned i = 0; i < o.count && r == 0; i++) {
+			struct map_item *m = &o.item[i];
+			uint64_t a = m->blk > from ? m->blk : from;
+			uint64_t b = item_end(m) < to ? item_end(m) : to;
+			bool keep = m->unwritten &&
+				    !(ip->a.flags & INODE_SHARED) &&
+				    w->count < EXTENTS_MAX;
+
+			if (!txn_has_room(t, 14))
+				r = -ENOSPC;
+			if (r == 0)
+				r = item_cut(t, ip, m, from, to, keep);
+			if (r == 0 && keep) {
+				r = place_new(t, ip, w, fresh, a);
+				if (r == 0)
+					place_old(t, w, m, a, b);
+				fresh = b;
+			}
+		}
+		seen = o.next;
+	}
+	overlap_fini(&o);
+	return r ? r : place_new(t, ip, w, fresh, to);
+}
+
+/* The run right before `blk` if new blocks at `start` would continue it. */
+static int run_before(struct txn *t, struct inode *ip, uint64_t blk, uint64_t start,
+		      struct map_item *m, bool *joins)
+{
+	struct overlap o = {.from = blk - 1, .to = blk, .max = 1};
+	int r;
+
+	*joins = false;
+	if (!blk)
+		return 0;
+	r = overlap_load(t->v, t, ip, &o);
+	if (r == 0 && o.count) {
+		*m = o.item[0];
+		*joins = !m->unwritten && item_end(m) == blk &&
+			 m->start + m->len == start && m->len < MAP_MAX;
+	}
+	overlap_fini(&o);
+	return r;
+}
+
+/* Enter one place into the map: `buf` holds its data, which is written. */
+static int place_write(struct txn *t, struct inode *ip, const struct place *p,
+		       const uint8_t *buf, bool first)
+{
+	struct volume *v = t->v;
+	struct map_item m = {0};
+	uint64_t done = 0;
+	bool joins = false;
+	int r = image_pwrite(v->im, buf, blk_off(v, p->e.len),
+			     blk_off(v, p->e.start));
+
+	if (r == 0 && first && !p->in_place)
+		r = run_before(t, ip, p->blk, p->e.start, &m, &joins);
+	while (r == 0 && done < p->e.len) {
+		if (!joins)
+			m = (struct map_item){.blk = p->blk + done,
+					      .start = p->e.start + done};
+		joins = false;
+		for (; m.len < MAP_MAX && done < p->e.len; m.len++, done++)
+			m.csum[m.len] = put64(checksum(buf + blk_off(v, done),
+						       v->block_bytes));
+		r = item_put(t, ip, &m);
+	}
+	return r;
+}
+
+unsigned map_write_max(const struct volume *v)
+{
+	/* In the worst case each block costs a run cut, a run put, an extent
+	 * taken and one freed. */
+	size_t n = v->txn_max / 128;
+
+	return n < MAP_WRITE_MAX ? (unsigned)n : MAP_WRITE_MAX;
+}
+
+/* Next to what stands before it in the file. */
+static int goal_find(struct volume *v, struct inode *ip, uint64_t blk)
+{
+	struct overlap o = {.from = blk - 1, .to = blk, .max = 1};
+	int r = blk ? overlap_load(v, NULL, ip, &o) : 0;
+
+	if (r == 0 && o.count)
+		ip->goal = o.item[0].start + o.item[0].len;
+	overlap_fini(&o);
+	return r;
+}
+
+int map_write(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
+	      const void *buf)
+{
+	struct writing *w = malloc(sizeof(*w));
+	int r;
+
+	if (!w)
+		return -ENOMEM;
+	w->count = 0;
+	w->in_place = 0;
+	if (ip->goal == ALLOC_NO_GOAL)
+		r = goal_find(t->v, ip, blk);
+	else
+		r = 0;
+	if (r == 0)
+		r = places_find(t, ip, w, blk, blk + n);
+	for (unsigned i = 0; i < w->count && r == 0; i++)
+		r = place_write(t, ip, &w->p[i],
+				(const uint8_t *)buf +
+					blk_off(t->v, w->p[i].blk - blk),
+				i == 0);
+	if (r == 0) {
+		inode_edit(t, ip)->blks += n - w->in_place;
+		t->data_bytes += blk_off(t->v, n);
+	}
+	free(w);
+	return r;
+}
+
+int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
+		 uint64_t *next)
+{
+	uint64_t end = blk + n, got;
+	struct extent e[32];
+	struct run run;
+	unsigned count;
+	int r = 0;
+
+	while (blk < end && r == 0 && txn_has_room(t, 80)) {
+		uint64_t want;
+
+		r = lookup(t->v, t, ip, blk, &run);
+		if (r)
+			break;
+		want = run.len < end - blk ? run.len : end - blk;
+		if (run.start) {
+			blk += want;
+			continue;
+		}
+		if (want > MAP_UNWRITTEN_MAX)
+			want = MAP_UNWRITTEN_MAX;
+		r = txn_alloc(t, ip->goal, want, e, 32, &count, &got);
+		for (unsigned i = 0; i < count && r == 0; i++) {
+			struct map_item m = {.blk = blk,
+					     .start = e[i].start,
+					     .len = (uint32_t)e[i].len,
+					     .unwritten = true};
+
+			r = item_put(t, ip, &m);
+			blk += e[i].len;
+			ip->goal = e[i].start + e[i].len;
+			inode_edit(t, ip)->blks += e[i].len;
+		}
+	}
+	*next = blk;
+	return r;
+}
+
+/* ---- sharing ------------------------------------------------------------------------------ */
+
+static int share_run(struct txn *t, struct inode *dst, const struct map_item *m,
+		     uint64_t from, uint64_t to, uint64_t at)
+{
+	struct map_item part = item_part(m, from, to);
+	int r = txn_ref(t, part.start, part.len, 1);
+
+	part.blk = at;
+	inode_edit(t, dst)->blks += part.len;
+	return r ? r : item_put(t, dst, &part);
+}
+
+int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
+	      struct inode *dst, uint64_t dst_blk, uint64_t n, uint64_t *next)
+{
+	struct overlap o = {.from = src_blk, .to = src_blk + n, .max = 8};
+	uint64_t cut;
+	int r = overlap_load(t->v, t, src, &o);
+
+	if (r)
+		goto out;
+	inode_edit(t, src)->flags |= INODE_SHARED;
+	inode_edit(t, dst)->flags |= INODE_SHARED;
+	/* As far as these runs reach, and as the old ones there can be cut. */
+	r = range_cut(t, dst, dst_blk, dst_blk + (o.next - src_blk), &cut);
+	cut -= dst_blk;
+	for (unsigned i = 0; i < o.count && r == 0; i++) {
+		struct map_item *m = &o.item[i];
+		uint64_t from = m->blk > src_blk ? m->blk : src_blk;
+		uint64_t to = item_end(m);
+
+		if (to > src_blk + cut)
+			to = src_blk + cut;
+		/* What was never written reads as the hole it becomes. */
+		if (from < to && !m->unwritten)
+			r = share_run(t, dst, m, from, to,
+				      dst_blk + (from - src_blk));
+	}
+	*next = cut;
+out:
+	overlap_fini(&o);
+	return r;
+}

@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#ifndef SPACEWEAVE_META_PRIV_H
+#define SPACEWEAVE_META_PRIV_H
+
+/*
+ * What the files of meta/ share and nobody else sees.
+ *
+ * A volume in memory, in the order data flows through it:
+ *
+ *   txn  ->  commit  ->  trees (nodes, copied before they change)
+ *                   \->  open group  ->  closed groups  ->  ring
+ *                   \->  deltas: blocks taken and freed
+ *   checkpoint: frozen nodes and deltas of generation G  ->  image  ->  slot
+ *
+ * The commit lock makes the three effects of a commit one. Freezing a
+ * generation is a matter of moving three list heads under that lock.
+ */
+
+#include "meta/meta.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#define EFSCORRUPTED EUCLEAN
+#define EFSBADCRC EBADMSG
+
+#define TREE_LEVELS 16
+
+/* A group is closed when it holds so much, whatever the time. */
+#define GROUP_FULL_BYTES (256u << 10)
+#define GROUP_FULL_DATA (16u << 20)
+
+/* Freed runs so long are discarded at once. */
+#define DISCARD_BYTES (128u << 10)
+
+/* A block's address that is none: new nodes of a read-only volume. */
+#define FAKE_BLOCK (1ull << 62)
+
+struct ptr {
+	uint64_t block, stamp, birth;
+};
+
+/* A node in memory: the block as it is on disk, and what it is to the cache. */
+struct node {
+	struct ptr self;
+	struct node *hash_next;
+	struct node *prev, *next;	/* in the clock, or in a dirty list */
+	uint8_t table, level;
+	bool dirty;			/* not written at self.block yet */
+	bool superseded;		/* frozen, and replaced since */
+	_Atomic bool used;		/* seen since the clock's hand passed */
+	struct disk_node *d;
+};
+
+struct node_list {
+	struct node *head;
+	size_t count;
+};
+
+struct tree {
+	enum table table;
+	struct ptr root;
+	unsigned level;
+	uint64_t nodes, items;
+	uint64_t gen;			/* nodes of it, dirty, change in place */
+	struct deltas *frees;		/* nodes of older generations, replaced */
+	struct node_list dirty;
+};
+
+/* A block run taken (free false) or freed by a committed transaction. */
+struct delta {
+	uint64_t start, len;
+	bool free;
+};
+
+struct deltas {
+	struct delta *v;
+	size_t count, cap;
+};
+
+/* Transactions that become durable together. */
+struct group {
+	struct group *next;
+	uint64_t seq;
+	uint64_t unit;			/* place, once closed */
+	uint64_t of_gen;
+	uint64_t salt;
+	uint32_t items;
+	uint64_t data_bytes;
+	uint8_t *buf;			/* header's room, then items */
+	size_t len, cap;
+};
+
+struct volume {
+	struct image *im;
+	struct volume_options opt;
+	struct disk_super super;	/* as read, or written last */
+	unsigned slot;			/* that it came from */
+	unsigned shift;			/* log2 of the block size */
+	uint32_t block_bytes;
+	uint64_t blocks;
+	bool readonly;			/* opened so */
+	bool replaying;			/* replay may change a read-only volume */
+	bool was_clean;
+	_Atomic int failed;		/* errno of the failure that ended writing */
+	struct alloc *alloc;
+	struct disk_mmp mmp;
+
+	/* -- commit lock -- */
+	struct rwlock commit;
+	struct tree trees[TABLES];
+	uint64_t gen;			/* being made; the next checkpoint's */
+	uint64_t next_stamp;
+	uint64_t inodes;
+	struct node **hash;
+	size_t hash_mask, cached;	/* nodes in the table */
+	size_t cache_nodes;		/* their bound */
+	struct node_list clock;		/* clean nodes; its head is the hand */
+	struct node *spare;		/* node memory to be used again */
+	size_t spares, spares_want;
+	uint8_t *scratch;		/* one block */
+	struct group *open;
+	struct deltas deltas;		/* of the open generation */
+	struct deltas node_frees;	/* trees[].frees of files and references */
+	struct deltas space_frees;	/* and of the table of bitmaps */
+	struct extent *pool;		/* claimed blocks for new nodes */
+	size_t pool_count, pool_cap;
+	uint64_t pool_blks;
+	uint64_t fake_next;
+	uint64_t head_unit;		/* where the next group will stand */
+	uint64_t next_seq;		/* of the next group to be opened */
+	uint64_t salt;
+	struct deltas dropped;		/* read-only: nodes that replay dropped */
+
+	/* -- journal lock -- */
+	struct lock journal;
+	pthread_cond_t journal_done;
+	bool writing;			/* somebody writes groups or flushes */
+	struct group *closed, **closed_tail;
+	uint64_t written_seq, durable_seq, attested_seq, mark_seq;
+	uint64_t last_csum;
+
+	/* -- checkpoint lock -- */
+	struct lock checkpoint;
+	uint64_t tail_unit, idle_unit;
+	uint64_t bitmap_free;		/* free in the bitmaps as last written */
+	struct deltas merging;		/* replayed: what load() must add */
+
+	/* -- no lock -- */
+	_Atomic uint64_t next_ino;
+	_Atomic int64_t ring_free;	/* bytes */
+	_Atomic uint64_t durable_gen;
+	_Atomic uint64_t pending_blks;	/* freed, not released yet */
+	_Atomic uint64_t pending_own;	/* of them, by the last checkpoint itself */
+	_Atomic uint64_t reserve_held;	/* blocks promised to us by alloc */
+	uint64_t reserve_want;
+	_Atomic uint64_t dirty_nodes;
+	size_t txn_max;			/* bytes one transaction may log */
+	uint64_t ring_reserve;		/* bytes that only checkpoints may use */
+	_Atomic uint64_t n_commits, n_groups, n_flushes, n_checkpoints;
+	uint64_t replayed_groups;
+	struct group *replay, **replay_tail;	/* while opening */
+	uint64_t ring_units, ring_offset;	/* offset in bytes */
+	_Atomic uint64_t trim_due;	/* released but not discarded */
+
+	/* -- lock of the table of references -- */
+	struct lock refs;
+
+	/* -- lock of the table of inodes -- */
+	struct lock icache;
+	pthread_cond_t icache_loaded;
+	struct inode **ihash;
+	size_t ihash_mask, icount, iunused, ilimit;
+	struct inode *lru_head, *lru_tail;
+
+	/* the thread of timer and background checkpoints */
+	struct lock timer;
+	pthread_cond_t timer_wake;
+	pthread_t thread;
+	bool thread_runs, thread_stop, want_checkpoint, want_write;
+	_Atomic bool armed;		/* something waits for the timer */
+};
+
+struct inode_change {
+	struct inode *ip;
+	struct attr a;
+	bool created;
+};
+
+struct ref_change {
+	uint64_t start, len;
+	int by;			/* +1, -1 */
+};
+
+struct txn {
+	struct volume *v;
+	enum txn_kind kind;
+	uint8_t *buf;			/* journal items */
+	size_t len, cap;
+	unsigned items;
+	bool in_place;			/* writes to blocks set aside before */
+	size_t promise;			/* bytes of the ring held */
+	uint64_t data_bytes;
+	struct inode_change edit[10];
+	unsigned edits;
+	struct deltas deltas;		/* taken, and freed (deferred) */
+	struct ref_change *refs;
+	size_t ref_count, ref_cap;
+	bool refs_locked;
+};
+
+/* ---- format.c ------------------------------------------------------------- */
+
+uint64_t random64(void);
+uint64_t now_ns(void);
+
+static inline void be64_put(uint8_t *p, uint64_t x)
+{
+	x = __builtin_bswap64(LE_SWAP64(x));
+	memcpy(p, &x, 8);
+}
+
+static inline uint64_t be64_get(const uint8_t *p)
+{
+	uint64_t x;
+
+	memcpy(&x, p, 8);
+	return LE_SWAP64(__builtin_bswap64(x));
+}
+
+struct key {
+	uint16_t len;
+	uint8_t b[KEY_MAX];
+};
+
+/* Keys of TABLE_FILES: (ino, type), and with a number or bytes behind. */
+void key_file(struct key *k, uint64_t ino, enum file_key type);
+void key_file_num(struct key *k, uint64_t ino, enum file_key type, uint64_t num);
+void key_file_bytes(struct key *k, uint64_t ino, enum file_key type,
+		    const void *b, size_t len);
+void key_file_piece(struct key *k, uint64_t ino, enum file_key type,
+		    const char *name, unsigned piece);
+void key_refs(struct key *k, enum refs_key type, uint64_t num);
+void key_space(struct key *k, uint64_t index);
+
+/* One block of a node against its pointer: bounds of every item included. */
+int node_verify(const struct disk_node *d, size_t block_bytes, enum table table,
+		unsigned level, const struct ptr *self, const char **why);
+void node_seal(struct disk_node *d, size_t block_bytes);
+
+static inline struct ptr ptr_get(const struct disk_ptr *d)
+{
+	return (struct ptr){get64(d->block), get64(d->stamp), get64(d->birth)};
+}
+
+static inline struct disk_ptr ptr_put(const struct ptr *p)
+{
+	return (struct disk_ptr){put64(p->block), put64(p->stamp), put64(p->birth)};
+}
+
+/* ---- tree.c: every call takes the commit lock itself unless _locked -------- */
+
+int tree_init(struct volume *v);
+void tree_fini(struct volume *v);
+
+/* The value of `key`: up to `cap` bytes into val, *vlen its length. */
+int tree_lookup(struct volume *v, enum table t, const void *key, size_t klen,
+		void *val, size_t cap, size_t *vlen);
+
+/*
+ * Items with lo <= key < hi in order, until fn returns nonzero (which is
+ * returned). fn runs under the commit lock: it copies, no more. With `floor`
+ * the last item below lo comes first, if there is one >= *floor_min.
+ */
+typedef int (*tree_fn)(void *ctx, const uint8_t *key, size_t klen,
+		       const uint8_t *val, size_t vlen);
+int tree_range(struct volume *v, enum table t, const struct key *lo,
+	       const struct key *hi, tree_fn fn, void *ctx);
+int tree_range_floor(struct volume *v, enum table t, const struct key *floor_min,
+		     const struct key *lo, const struct key *hi, tree_fn fn,
+		     void *ctx);
+
+/* Is all in memory that changing `key` touches? -EAGAIN: load *miss. */
+struct tree_miss {
+	enum table table;
+	unsigned level;
+	struct ptr ptr;
+	const char *why;
+};
+int tree_prepare_locked(struct volume *v, enum table t, const void *key,
+			size_t klen, struct tree_miss *miss);
+/*
+ * Bring a missing node into memory. *bad is the last node that failed to
+ * verify: once it is still wanted it is reported, and its error returned.
+ */
+int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *bad,
+	      int *bad_err);
+/* These cannot fail after tree_prepare_locked() and a filled pool. */
+/* True when the key was not there before; true when it was there. */
+bool tree_put_locked(struct volume *v, enum table t, const void *key, size_t klen,
+		     const void *val, size_t vlen);
+bool tree_del_locked(struct volume *v, enum table t, const void *key, size_t klen);
+/* Nodes that so many changes can make at most. */
+uint64_t tree_bound_locked(struct volume *v, enum table t, unsigned puts,
+			   unsigned dels);
+int tree_spares_locked(struct volume *v, size_t want);
+/* A frozen node is on disk now. */
+void tree_written_locked(struct volume *v, struct node *n);
+
+/* ---- txn.c ------------------------------------------------------------------ */
+
+/* Who asks for blocks decides what may be done to get them. */
+enum spend {
+	SPEND_NONE,		/* let a checkpoint release what is pending */
+	SPEND_RESERVE,		/* then use the reserve */
+	SPEND_CHECKPOINT,	/* the reserve at once: this is a checkpoint */
+};
+
+int txn_put(struct txn *t, enum table table, const struct key *k,
+	    const void *val, size_t vlen);
+int txn_del(struct txn *t, enum table table, const struct key *k);
+/* Take blocks: up to `max` extents; fewer than `n` in all when max is small. */
+int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
+	      unsigned max, unsigned *count, uint64_t *got);
+/* Free a run once this commits and a checkpoint has covered it. */
+int txn_free(struct txn *t, uint64_t start, uint64_t len);
+/* One reference more (+1) or less (-1) on blocks that may be shared. */
+int txn_ref(struct txn *t, uint64_t start, uint64_t len, int by);
+/* Apply one journal item to trees and deltas: all there is to replay. */
+int item_apply_locked(struct volume *v, const struct disk_jitem *ji);
+const struct disk_jitem *item_next(const struct disk_jitem *ji);
+/*
+ * Take the commit lock for writing, with all in memory and in the pool that
+ * applying these items can need; or fail without the lock.
+ */
+int commit_lock_prepared(struct volume *v, const void *items, unsigned count,
+			 enum spend spend);
+void txn_thread_done(void);
+int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool free);
+/* Put n more blocks into the pool. */
+int pool_fill(struct volume *v, uint64_t n, enum spend spend);
+/* Take blocks for the volume's own use, from the reserve if it must be. */
+int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
+		unsigned max, unsigned *count, uint64_t *got, bool spend);
+void reserve_top_up(struct volume *v);
+
+/* ---- journal.c ---------------------------------------------------------------- */
+
+int journal_init(struct volume *v);
+void journal_fini(struct volume *v);
+/* Append a transaction's items to the open group; returns its seq. */
+/* Room for `len` more bytes in the open group, so that appending cannot fail. */
+int journal_room_locked(struct volume *v, size_t len);
+uint64_t journal_append_locked(struct volume *v, const void *items, size_t len,
+			       unsigned count, uint64_t data_bytes);
+/* Close the open group, if there is one. Returns the last closed group's seq. */
+uint64_t journal_close_locked(struct volume *v);
+/* A group of its own for the blocks of checkpoint `gen`. */
+int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
+		      uint64_t *seq);
+/* Write groups up to `seq`; with `flush`, make them durable. */
+int journal_write(struct volume *v, uint64_t seq, bool flush);
+/*
+ * Between two groups: all before is written, freeze() was called under the
+ * commit lock at that very moment.
+ */
+struct cut {
+	uint64_t unit, seq, salt, prev;
+};
+int journal_cut(struct volume *v, void (*freeze)(void *ctx), void *ctx,
+		struct cut *out);
+/* The last mark of an idle volume, unflushed. */
+int journal_mark(struct volume *v);
+/* Hold `bytes` of the ring for a transaction; may run a checkpoint. */
+int ring_promise(struct volume *v, size_t bytes);
+/* Find the groups to be replayed, and the deltas in them; then apply the rest. */
+int journal_scan(struct volume *v, char *msg, size_t msg_len);
+int journal_apply(struct volume *v);
+
+/* ---- checkpoint.c, space.c ------------------------------------------------------ */
+
+int checkpoint_run(struct volume *v, bool clean);
+int space_open(struct volume *v);
+/*
+ * Write bitmaps that are the last ones with `changes` (sorted by start), and
+ * enter them into TABLE_SPACE. What this takes and frees itself goes to `own`.
+ */
+int space_write(struct volume *v, const struct deltas *changes,
+		struct deltas *own);
+/* Bitmap block `index` as last written, verified; zeroes where there is none. */
+int space_read(struct volume *v, uint64_t index, void *bits, bool *exists);
+uint64_t space_per_bitmap(const struct volume *v);
+
+/* ---- repair.c: as volume_options.repair says, before the first allocation ---- */
+int repair_space(struct volume *v);
+
+/* ---- volume.c --------------------------------------------------------------------- */
+
+/* The volume can't be written any more: say so once. Returns -err. */
+int volume_fail(struct volume *v, int err, const char *what);
+void volume_kick(struct volume *v, bool checkpoint);
+void volume_arm(struct volume *v);
+static inline uint64_t blk_off(const struct volume *v, uint64_t blk)
+{
+	return blk << v->shift;
+}
+
+/* ---- inode.c, map.c ------------------------------------------------------------------ */
+
+int icache_init(struct volume *v);
+void icache_fini(struct volume *v);
+int intents_finish(struct volume *v);
+int orphans_evict(struct volume *v);
+void inode_drop_dead(struct volume *v, struct inode *ip);
+
+#endif

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#ifndef SPACEWEAVE_REPAIR_H
+#define SPACEWEAVE_REPAIR_H
+
+/*
+ * What fsck needs beyond meta.h: items as they are, whether or not they make
+ * sense. Nobody else includes this. The volume is open with
+ * volume_options.repair and has one thread.
+ */
+
+#include "meta/meta.h"
+
+/*
+ * What the bitmaps get wrong, to be put right by opening for writing, before
+ * anything is allocated; durable with the checkpoint that ends the opening.
+ */
+struct volume_repair {
+	const struct extent *claim;	/* in use, but free in the bitmaps */
+	size_t claims;
+	const struct extent *release;	/* in use in the bitmaps alone */
+	size_t releases;
+};
+
+/* Put or delete one item. What inodes in memory know is not changed: no inode
+ * whose own item this concerns may be in use. */
+int repair_put(struct txn *t, enum table table, const void *key, size_t klen,
+	       const void *val, size_t vlen);
+int repair_del(struct txn *t, enum table table, const void *key, size_t klen);
+
+/* The value of an item; -ENOENT. */
+int repair_get(struct volume *v, enum table table, const void *key, size_t klen,
+	       void *val, size_t cap, size_t *vlen);
+
+#endif

@@ -1,0 +1,1114 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The copy-on-write B+tree that every table is.
+ *
+ * A node is one block, and is in memory what it is on disk. Its pointer, held
+ * by the parent and at the top by the superblock, names its block and a stamp
+ * drawn for this node alone; the node repeats both under a checksum of its
+ * own. So a lost, stale or misdirected write is found as surely as by a
+ * checksum in the parent, yet nodes need not be written bottom-up: a frozen
+ * node never changes, and its copy in the next generation points to the same
+ * children with the same stamps.
+ *
+ * Invariants
+ *  1. A node on disk is never written again. A change makes a copy at a new
+ *     block with a new stamp, once per generation; further changes of that
+ *     generation happen in the copy.
+ *  2. A dirty node of an older generation than its tree's is frozen: a
+ *     checkpoint is writing it, and nobody changes it.
+ *  3. The path from the root to a changed leaf is dirty in the tree's
+ *     generation.
+ *  4. All but the root have at least one item. Leaves lose the rest of their
+ *     balance when neighbours are not in memory; nothing depends on it.
+ *  5. Under the commit lock nothing is read from the image. A call that lacks
+ *     a node says which (-EAGAIN); the lock is dropped, the node loaded, the
+ *     call made again.
+ *
+ * In a read-only volume, which only replay changes, nodes change in place and
+ * new ones get addresses that are none: nothing will be written.
+ *
+ * Deliberately not: latches per node (a change costs about a microsecond, a
+ * request through FUSE tens), prefix compression, nodes larger than a block
+ * (they would need runs, and space must never fail for being in pieces).
+ */
+#include "meta/meta_priv.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+struct path {
+	struct node *n[TREE_LEVELS];	/* by level, leaf 0 */
+	int slot[TREE_LEVELS];
+};
+
+/* ---- inside one node ---------------------------------------------------------- */
+
+static le16 *node_slots(struct disk_node *d) { return (le16 *)(d + 1); }
+
+static unsigned node_count(const struct node *n) { return get16(n->d->count); }
+
+static unsigned node_heap(const struct disk_node *d)
+{
+	unsigned heap = get16(d->heap);
+
+	return heap ? heap : 65536;
+}
+
+struct item {
+	const uint8_t *key, *val;
+	unsigned klen, vlen;
+};
+
+static struct item node_item(const struct node *n, unsigned i)
+{
+	const uint8_t *at = (const uint8_t *)n->d +
+			    get16(node_slots(n->d)[i]);
+	struct disk_item h;
+
+	memcpy(&h, at, sizeof(h));
+	at += sizeof(h);
+	return (struct item){at, at + get16(h.klen), get16(h.klen),
+			     get16(h.vlen)};
+}
+
+static int key_cmp(const void *a, size_t alen, const void *b, size_t blen)
+{
+	int c = memcmp(a, b, alen < blen ? alen : blen);
+
+	return c ? c : (alen > blen) - (alen < blen);
+}
+
+/* The last item whose key is not above `key`, or -1. */
+static int node_search(const struct node *n, const void *key, size_t klen,
+		       bool *exact)
+{
+	int lo = -1, hi = (int)node_count(n);
+
+	*exact = false;
+	while (hi - lo > 1) {
+		int mid = lo + (hi - lo) / 2, c;
+		struct item it = node_item(n, (unsigned)mid);
+
+		c = key_cmp(it.key, it.klen, key, klen);
+		if (c <= 0) {
+			lo = mid;
+			if (c == 0) {
+				*exact = true;
+				break;
+			}
+		} else {
+			hi = mid;
+		}
+	}
+	return lo;
+}
+
+static size_t item_bytes(unsigned klen, unsigned vlen)
+{
+	return sizeof(struct disk_item) + klen + vlen;
+}
+
+/* Bytes between the array of slots and the heap. */
+static size_t node_gap(const struct node *n)
+{
+	return node_heap(n->d) - sizeof(struct disk_node) -
+	       node_count(n) * sizeof(le16);
+}
+
+/* Bytes that a node could still take, after compaction. */
+static size_t node_room(const struct node *n)
+{
+	return node_gap(n) + get16(n->d->garbage);
+}
+
+static size_t node_used(const struct volume *v, const struct node *n)
+{
+	return v->block_bytes - sizeof(struct disk_node) - node_room(n);
+}
+
+static void node_compact(struct volume *v, struct node *n)
+{
+	uint8_t *copy = v->scratch;
+	unsigned heap = v->block_bytes, count = node_count(n);
+	le16 *slots = node_slots(n->d);
+
+	memcpy(copy, n->d, v->block_bytes);
+	for (unsigned i = 0; i < count; i++) {
+		const uint8_t *at = copy + get16(slots[i]);
+		struct disk_item h;
+		unsigned len;
+
+		memcpy(&h, at, sizeof(h));
+		len = (unsigned)item_bytes(get16(h.klen), get16(h.vlen));
+		heap -= len;
+		memcpy((uint8_t *)n->d + heap, at, len);
+		slots[i] = put16((uint16_t)heap);
+	}
+	n->d->heap = put16((uint16_t)heap);
+	n->d->garbage = put16(0);
+}
+
+static void node_insert(struct volume *v, struct node *n, unsigned pos,
+			const void *key, size_t klen, const void *val, size_t vlen)
+{
+	size_t len = item_bytes((unsigned)klen, (unsigned)vlen);
+	unsigned count = node_count(n), heap;
+	le16 *slots = node_slots(n->d);
+	struct disk_item h = {put16((uint16_t)klen), put16((uint16_t)vlen)};
+	uint8_t *at;
+
+	assert(node_room(n) >= len + sizeof(le16));
+	if (node_gap(n) < len + sizeof(le16))
+		node_compact(v, n);
+	heap = node_heap(n->d) - (unsigned)len;
+	at = (uint8_t *)n->d + heap;
+	memcpy(at, &h, sizeof(h));
+	memcpy(at + sizeof(h), key, klen);
+	memcpy(at + sizeof(h) + klen, val, vlen);
+	memmove(slots + pos + 1, slots + pos, (count - pos) * sizeof(le16));
+	slots[pos] = put16((uint16_t)heap);
+	n->d->count = put16((uint16_t)(count + 1));
+	n->d->heap = put16((uint16_t)heap);
+}
+
+static void node_remove(struct volume *v, struct node *n, unsigned pos)
+{
+	unsigned count = node_count(n);
+	le16 *slots = node_slots(n->d);
+	struct item it = node_item(n, pos);
+	size_t len = item_bytes(it.klen, it.vlen);
+
+	memmove(slots + pos, slots + pos + 1, (count - pos - 1) * sizeof(le16));
+	n->d->count = put16((uint16_t)(count - 1));
+	if (count == 1) {
+		n->d->heap = put16((uint16_t)v->block_bytes);
+		n->d->garbage = put16(0);
+		return;
+	}
+	n->d->garbage = put16((uint16_t)(get16(n->d->garbage) + len));
+}
+
+static struct ptr node_child(const struct node *n, unsigned i)
+{
+	struct disk_ptr p;
+
+	memcpy(&p, node_item(n, i).val, sizeof(p));
+	return ptr_get(&p);
+}
+
+static void node_set_child(struct node *n, unsigned i, const struct ptr *p)
+{
+	struct disk_ptr d = ptr_put(p);
+
+	memcpy((uint8_t *)node_item(n, i).val, &d, sizeof(d));
+}
+
+/* ---- nodes in memory --------------------------------------------------------------- */
+
+static struct node **hash_slot(struct volume *v, uint64_t block)
+{
+	struct node **p = &v->hash[(block * 0x9e3779b97f4a7c15ull >> 20) &
+				   v->hash_mask];
+
+	while (*p && (*p)->self.block != block)
+		p = &(*p)->hash_next;
+	return p;
+}
+
+static struct node *cache_find(struct volume *v, const struct ptr *p)
+{
+	struct node *n = *hash_slot(v, p->block);
+
+	if (!n || n->self.stamp != p->stamp)
+		return NULL;
+	if (!atomic_load_explicit(&n->used, memory_order_relaxed))
+		atomic_store_explicit(&n->used, true, memory_order_relaxed);
+	return n;
+}
+
+static void list_add(struct node_list *l, struct node *n)
+{
+	if (!l->head) {
+		n->prev = n->next = n;
+		l->head = n;
+	} else {
+		n->next = l->head;
+		n->prev = l->head->prev;
+		n->prev->next = n->next->prev = n;
+	}
+	l->count++;
+}
+
+static void list_del(struct node_list *l, struct node *n)
+{
+	if (n->next == n) {
+		l->head = NULL;
+	} else {
+		n->prev->next = n->next;
+		n->next->prev = n->prev;
+		if (l->head == n)
+			l->head = n->next;
+	}
+	l->count--;
+}
+
+static struct node *node_alloc(struct volume *v)
+{
+	struct node *n = malloc(sizeof(*n));
+
+	if (!n)
+		return NULL;
+	memset(n, 0, sizeof(*n));
+	if (posix_memalign((void **)&n->d, 64, v->block_bytes)) {
+		free(n);
+		return NULL;
+	}
+	return n;
+}
+
+static void node_free(struct node *n)
+{
+	free(n->d);
+	free(n);
+}
+
+/* Memory that is not needed becomes the next node's. */
+static void node_spare(struct volume *v, struct node *n)
+{
+	if (v->spares >= v->spares_want) {
+		node_free(n);
+		return;
+	}
+	n->hash_next = v->spare;
+	v->spare = n;
+	v->spares++;
+}
+
+/* Have memory for `want` new nodes, so that none can be lacking later. */
+int tree_spares_locked(struct volume *v, size_t want)
+{
+	while (v->spares < want) {
+		struct node *n = node_alloc(v);
+
+		if (!n)
+			return -ENOMEM;
+		n->hash_next = v->spare;
+		v->spare = n;
+		v->spares++;
+	}
+	return 0;
+}
+
+static void hash_insert(struct volume *v, struct node *n)
+{
+	struct node **p = hash_slot(v, n->self.block), *stale = *p;
+
+	if (stale) {
+		/* A clean node whose block has been used again. */
+		assert(!stale->dirty);
+		*p = stale->hash_next;
+		list_del(&v->clock, stale);
+		node_spare(v, stale);
+		v->cached--;
+		p = hash_slot(v, n->self.block);
+	}
+	n->hash_next = NULL;
+	*p = n;
+	v->cached++;
+}
+
+static void hash_remove(struct volume *v, struct node *n)
+{
+	struct node **p = hash_slot(v, n->self.block);
+
+	assert(*p == n);
+	*p = n->hash_next;
+	v->cached--;
+}
+
+/* Drop clean nodes not used lately until the cache is within its bound. */
+static void cache_shrink(struct volume *v)
+{
+	size_t limit = v->cache_nodes, tries = 2 * v->clock.count;
+
+	while (v->cached >= limit && v->clock.count && tries--) {
+		struct node *n = v->clock.head;
+
+		v->clock.head = n->next;
+		if (atomic_exchange_explicit(&n->used, false,
+					     memory_order_relaxed))
+			continue;
+		list_del(&v->clock, n);
+		hash_remove(v, n);
+		node_spare(v, n);
+	}
+}
+
+/* A block for a new node: from the pool, which was filled beforehand. */
+static uint64_t block_pop(struct volume *v)
+{
+	struct extent *e;
+
+	if (v->readonly)
+		return FAKE_BLOCK + v->fake_next++;
+	assert(v->pool_count);
+	e = &v->pool[v->pool_count - 1];
+	v->pool_blks--;
+	if (--e->len == 0) {
+		v->pool_count--;
+		return e->start;
+	}
+	return e->start++;
+}
+
+static void block_push(struct volume *v, uint64_t block)
+{
+	struct extent *e = v->pool_count ? &v->pool[v->pool_count - 1] : NULL;
+
+	v->pool_blks++;
+	if (e && block + 1 == e->start) {
+		e->start--;
+		e->len++;
+		return;
+	}
+	if (e && e->start + e->len == block) {
+		e->len++;
+		return;
+	}
+	assert(v->pool_count < v->pool_cap);
+	v->pool[v->pool_count++] = (struct extent){block, 1};
+}
+
+static struct node *node_make(struct volume *v, struct tree *tr, unsigned level)
+{
+	struct node *n = v->spare;
+
+	assert(n);
+	v->spare = n->hash_next;
+	v->spares--;
+	n->self = (struct ptr){block_pop(v), v->next_stamp++, tr->gen};
+	n->table = (uint8_t)tr->table;
+	n->level = (uint8_t)level;
+	n->dirty = true;
+	n->superseded = false;
+	atomic_store_explicit(&n->used, true, memory_order_relaxed);
+	hash_insert(v, n);
+	list_add(&tr->dirty, n);
+	atomic_fetch_add_explicit(&v->dirty_nodes, 1, memory_order_relaxed);
+	return n;
+}
+
+static void node_label(struct node *n)
+{
+	n->d->self = ptr_put(&n->self);
+}
+
+static struct node *node_new(struct volume *v, struct tree *tr, unsigned level)
+{
+	struct node *n = node_make(v, tr, level);
+
+	memset(n->d, 0, v->block_bytes);
+	n->d->magic = put32(NODE_MAGIC);
+	n->d->level = (uint8_t)level;
+	n->d->table = (uint8_t)tr->table;
+	n->d->heap = put16((uint16_t)v->block_bytes);
+	node_label(n);
+	tr->nodes++;
+	return n;
+}
+
+static bool node_is_open(const struct volume *v, const struct tree *tr,
+			 const struct node *n)
+{
+	return n->dirty && (n->self.birth == tr->gen || v->readonly);
+}
+
+/* The tree has no use for this node any more. */
+static void node_drop(struct volume *v, struct tree *tr, struct node *n)
+{
+	hash_remove(v, n);
+	if (v->readonly) {
+		if (n->self.block < FAKE_BLOCK)
+			delta_add(&v->dropped, n->self.block, 1, true);
+		list_del(n->dirty ? &tr->dirty : &v->clock, n);
+		node_spare(v, n);
+	} else if (node_is_open(v, tr, n)) {
+		block_push(v, n->self.block);
+		list_del(&tr->dirty, n);
+		atomic_fetch_sub_explicit(&v->dirty_nodes, 1,
+					  memory_order_relaxed);
+		node_spare(v, n);
+	} else {
+		delta_add(tr->frees, n->self.block, 1, true);
+		atomic_fetch_add_explicit(&v->pending_blks, 1,
+					  memory_order_relaxed);
+		if (n->dirty) {
+			n->superseded = true;
+		} else {
+			list_del(&v->clock, n);
+			node_spare(v, n);
+		}
+	}
+}
+
+/* Make the node at `level` of the path one that may be changed. */
+static struct node *path_open(struct volume *v, struct tree *tr, struct path *p,
+			      unsigned level)
+{
+	struct node *old = p->n[level], *n;
+
+	if (node_is_open(v, tr, old))
+		return old;
+	if (v->readonly) {
+		list_del(&v->clock, old);
+		old->dirty = true;
+		list_add(&tr->dirty, old);
+		return old;
+	}
+	n = node_make(v, tr, level);
+	memcpy(n->d, old->d, v->block_bytes);
+	node_label(n);
+	if (level == tr->level)
+		tr->root = n->self;
+	else
+		node_set_child(p->n[level + 1], (unsigned)p->slot[level + 1],
+			       &n->self);
+	node_drop(v, tr, old);
+	p->n[level] = n;
+	return n;
+}
+
+void tree_written_locked(struct volume *v, struct node *n)
+{
+	n->dirty = false;
+	atomic_fetch_sub_explicit(&v->dirty_nodes, 1, memory_order_relaxed);
+	if (n->superseded)
+		node_spare(v, n);
+	else
+		list_add(&v->clock, n);
+}
+
+/* ---- finding one's way ---------------------------------------------------------------- */
+
+static struct node *fetch(struct volume *v, const struct tree *tr, unsigned level,
+			  const struct ptr *ptr, struct tree_miss *miss)
+{
+	struct node *n = cache_find(v, ptr);
+
+	if (n)
+		return n;
+	*miss = (struct tree_miss){
+		.table = tr->table, .level = level, .ptr = *ptr};
+	return NULL;
+}
+
+/* -ENOENT: the tree is empty. -EAGAIN: a node is not in memory. */
+static int descend(struct volume *v, const struct tree *tr, const void *key,
+		   size_t klen, struct path *p, bool *exact,
+		   struct tree_miss *miss)
+{
+	struct ptr ptr = tr->root;
+
+	if (!ptr.block)
+		return -ENOENT;
+	for (unsigned level = tr->level;; level--) {
+		struct node *n = fetch(v, tr, level, &ptr, miss);
+		int slot;
+
+		if (!n)
+			return -EAGAIN;
+		slot = node_search(n, key, klen, exact);
+		p->n[level] = n;
+		if (level == 0) {
+			p->slot[0] = slot;
+			return 0;
+		}
+		p->slot[level] = slot < 0 ? 0 : slot;
+		ptr = node_child(n, (unsigned)p->slot[level]);
+	}
+}
+
+/* To the next leaf (dir 1) or the one before (-1). -ENOENT at the end. */
+static int path_step(struct volume *v, const struct tree *tr, struct path *p,
+		     int dir, struct tree_miss *miss)
+{
+	unsigned level = 1;
+	struct ptr ptr;
+
+	while (level <= tr->level && (p->slot[level] + dir < 0 ||
+	       p->slot[level] + dir >= (int)node_count(p->n[level])))
+		level++;
+	if (level > tr->level)
+		return -ENOENT;
+	p->slot[level] += dir;
+	for (;;) {
+		ptr = node_child(p->n[level], (unsigned)p->slot[level]);
+		level--;
+		p->n[level] = fetch(v, tr, level, &ptr, miss);
+		if (!p->n[level])
+			return -EAGAIN;
+		p->slot[level] = dir > 0 ? 0 : (int)node_count(p->n[level]) - 1;
+		if (level == 0)
+			return 0;
+	}
+}
+
+int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *bad,
+	      int *bad_err)
+{
+	struct node *n;
+	const char *why = "cannot be read";
+	int r;
+
+	if (bad->ptr.block && bad->ptr.block == miss->ptr.block &&
+	    bad->ptr.stamp == miss->ptr.stamp) {
+		/* It failed, and the tree still wants it: damage. */
+		volume_message(v, "table %u: node at block %llu: %s", miss->table,
+			       (unsigned long long)miss->ptr.block, bad->why);
+		return *bad_err;
+	}
+	n = node_alloc(v);
+	if (!n)
+		return -ENOMEM;
+	if (miss->ptr.block >= v->blocks) {
+		r = -EFSCORRUPTED;
+		why = "lies outside the volume";
+	} else {
+		r = image_pread(v->im, n->d, v->block_bytes,
+				blk_off(v, miss->ptr.block));
+		if (!r)
+			r = node_verify(n->d, v->block_bytes, miss->table,
+					miss->level, &miss->ptr, &why);
+	}
+	if (r) {
+		node_free(n);
+		*bad = *miss;
+		bad->why = why;
+		*bad_err = r;
+		return 0;
+	}
+	n->self = miss->ptr;
+	n->table = (uint8_t)miss->table;
+	n->level = (uint8_t)miss->level;
+	atomic_store(&n->used, true);
+	rwlock_write(&v->commit);
+	if (*hash_slot(v, n->self.block)) {
+		/* Somebody was faster, or the block has another use by now. */
+		if (cache_find(v, &n->self) ||
+		    (*hash_slot(v, n->self.block))->dirty) {
+			node_spare(v, n);
+			rwlock_unlock(&v->commit);
+			return 0;
+		}
+	}
+	cache_shrink(v);
+	hash_insert(v, n);
+	list_add(&v->clock, n);
+	rwlock_unlock(&v->commit);
+	return 0;
+}
+
+int tree_lookup(struct volume *v, enum table t, const void *key, size_t klen,
+		void *val, size_t cap, size_t *vlen)
+{
+	struct tree_miss miss, bad = {0};
+	struct path p;
+	bool exact;
+	int r, bad_err = 0;
+
+	for (;;) {
+		rwlock_read(&v->commit);
+		r = descend(v, &v->trees[t], key, klen, &p, &exact, &miss);
+		if (r == 0 && exact) {
+			struct item it = node_item(p.n[0], (unsigned)p.slot[0]);
+
+			*vlen = it.vlen;
+			memcpy(val, it.val, it.vlen < cap ? it.vlen : cap);
+		} else if (r == 0) {
+			r = -ENOENT;
+		}
+		rwlock_unlock(&v->commit);
+		if (r != -EAGAIN)
+			return r;
+		r = tree_load(v, &miss, &bad, &bad_err);
+		if (r)
+			return r;
+	}
+}
+
+static int item_deliver(const struct path *p, const struct key *hi, tree_fn fn,
+			void *ctx)
+{
+	struct item it = node_item(p->n[0], (unsigned)p->slot[0]);
+
+	if (key_cmp(it.key, it.klen, hi->b, hi->len) >= 0)
+		return -ENOENT;
+	return fn(ctx, it.key, it.klen, it.val, it.vlen);
+}
+
+/*
+ * Put the path on the first item wanted. From `floor_min` on: the last item
+ * below lo, unless lo itself is there.
+ */
+static int range_start(struct volume *v, const struct tree *tr,
+		       const struct key *floor_min, const struct key *lo,
+		       bool after, struct path *p, struct tree_miss *miss)
+{
+	bool exact;
+	int r = descend(v, tr, lo->b, lo->len, p, &exact, miss);
+
+	if (r)
+		return r;
+	if (exact) {
+		p->slot[0] += after;
+		return 0;
+	}
+	if (floor_min) {
+		struct path f = *p;
+
+		if (f.slot[0] < 0)
+			r = path_step(v, tr, &f, -1, miss);
+		if (r == -EAGAIN)
+			return r;
+		if (r == 0) {
+			struct item it = node_item(f.n[0], (unsigned)f.slot[0]);
+
+			if (key_cmp(it.key, it.klen, floor_min->b,
+				    floor_min->len) >= 0) {
+				*p = f;
+				return 0;
+			}
+		}
+	}
+	p->slot[0]++;
+	return 0;
+}
+
+int tree_range_floor(struct volume *v, enum table t, const struct key *floor_min,
+		     const struct key *lo, const struct key *hi, tree_fn fn,
+		     void *ctx)
+{
+	const struct tree *tr = &v->trees[t];
+	struct tree_miss miss, bad = {0};
+	struct key cur = *lo;
+	bool after = false;
+	struct path p;
+	int r, bad_err = 0;
+
+	for (;;) {
+		rwlock_read(&v->commit);
+		r = range_start(v, tr, floor_min, &cur, after, &p, &miss);
+		while (r == 0) {
+			if (p.slot[0] == (int)node_count(p.n[0])) {
+				r = path_step(v, tr, &p, 1, &miss);
+				continue;
+			}
+			r = item_deliver(&p, hi, fn, ctx);
+			if (r == 0 &&
+			    p.slot[0] + 1 == (int)node_count(p.n[0])) {
+				/* In case the next leaf is not in memory. */
+				struct item it = node_item(
+					p.n[0], (unsigned)p.slot[0]);
+
+				memcpy(cur.b, it.key, it.klen);
+				cur.len = (uint16_t)it.klen;
+				after = true;
+				floor_min = NULL;
+			}
+			p.slot[0]++;
+		}
+		rwlock_unlock(&v->commit);
+		if (r == -ENOENT)
+			return 0;
+		if (r != -EAGAIN)
+			return r;
+		r = tree_load(v, &miss, &bad, &bad_err);
+		if (r)
+			return r;
+	}
+}
+
+int tree_range(struct volume *v, enum table t, const struct key *lo,
+	       const struct key *hi, tree_fn fn, void *ctx)
+{
+	return tree_range_floor(v, t, NULL, lo, hi, fn, ctx);
+}
+
+/* ---- changing --------------------------------------------------------------------------- */
+
+int tree_prepare_locked(struct volume *v, enum table t, const void *key,
+			size_t klen, struct tree_miss *miss)
+{
+	struct path p;
+	bool exact;
+	int r = descend(v, &v->trees[t], key, klen, &p, &exact, miss);
+
+	return r == -ENOENT ? 0 : r;
+}
+
+uint64_t tree_bound_locked(struct volume *v, enum table t, unsigned puts,
+			   unsigned dels)
+{
+	const struct tree *tr = &v->trees[t];
+	uint64_t touched = (uint64_t)(puts + 2 * dels) * (tr->level + 1);
+
+	if (!puts && !dels)
+		return 0;
+	if (touched > tr->nodes)
+		touched = tr->nodes;
+	return touched + (uint64_t)puts * (tr->level + 2) + 2;
+}
+
+static void insert_at(struct volume *v, struct tree *tr, struct path *p,
+		      unsigned level, unsigned pos, const void *key, size_t klen,
+		      const void *val, size_t vlen);
+
+/* Where to cut: in half by bytes; at the end if that is where `pos` is, so that
+ * ascending keys fill their nodes. */
+static unsigned split_point(const struct volume *v, const struct node *n,
+			    unsigned pos)
+{
+	unsigned count = node_count(n), i;
+	size_t half = node_used(v, n) / 2, sum = 0;
+
+	if (pos == count)
+		return count;
+	for (i = 0; i + 1 < count && sum < half; i++) {
+		struct item it = node_item(n, i);
+
+		sum += item_bytes(it.klen, it.vlen) + sizeof(le16);
+	}
+	return i ? i : 1;
+}
+
+/* The shortest key that is above the left node's last and not above the right
+ * node's first. */
+static size_t separator(const struct node *left, const struct item *first)
+{
+	struct item last = node_item(left, node_count(left) - 1);
+	size_t i = 0;
+
+	while (i < last.klen && i < first->klen && last.key[i] == first->key[i])
+		i++;
+	return i + 1 < first->klen ? i + 1 : first->klen;
+}
+
+static void grow_root(struct volume *v, struct tree *tr, struct path *p)
+{
+	struct node *root = node_new(v, tr, tr->level + 1);
+	struct disk_ptr d = ptr_put(&tr->root);
+
+	node_insert(v, root, 0, "", 0, &d, sizeof(d));
+	tr->level++;
+	tr->root = root->self;
+	p->n[tr->level] = root;
+	p->slot[tr->level] = 0;
+}
+
+static void split_insert(struct volume *v, struct tree *tr, struct path *p,
+			 unsigned level, unsigned pos, const void *key, size_t klen,
+			 const void *val, size_t vlen)
+{
+	struct node *left = p->n[level], *right = node_new(v, tr, level), *into;
+	unsigned at = split_point(v, left, pos), count = node_count(left);
+	struct item first;
+	struct disk_ptr d;
+	size_t sep;
+
+	for (unsigned i = at; i < count; i++) {
+		struct item it = node_item(left, i);
+
+		node_insert(v, right, i - at, it.key, it.klen, it.val, it.vlen);
+	}
+	while (node_count(left) > at)
+		node_remove(v, left, node_count(left) - 1);
+	into = pos > at || at == count ? right : left;
+	if (into == left && node_room(left) < item_bytes((unsigned)klen,
+							 (unsigned)vlen) + 2) {
+		assert(pos == at);
+		into = right;
+	}
+	node_insert(v, into, into == right ? pos - at : pos, key, klen, val, vlen);
+	if (level == tr->level)
+		grow_root(v, tr, p);
+	first = node_item(right, 0);
+	sep = level ? first.klen : separator(left, &first);
+	d = ptr_put(&right->self);
+	insert_at(v, tr, p, level + 1, (unsigned)p->slot[level + 1] + 1, first.key,
+		  sep, &d, sizeof(d));
+}
+
+static void insert_at(struct volume *v, struct tree *tr, struct path *p,
+		      unsigned level, unsigned pos, const void *key, size_t klen,
+		      const void *val, size_t vlen)
+{
+	struct node *n = p->n[level];
+
+	if (node_room(n) >= item_bytes((unsigned)klen, (unsigned)vlen) +
+				    sizeof(le16))
+		node_insert(v, n, pos, key, klen, val, vlen);
+	else
+		split_insert(v, tr, p, level, pos, key, klen, val, vlen);
+}
+
+static void path_open_all(struct volume *v, struct tree *tr, struct path *p)
+{
+	for (unsigned level = tr->level + 1; level-- > 0;)
+		path_open(v, tr, p, level);
+}
+
+bool tree_put_locked(struct volume *v, enum table t, const void *key, size_t klen,
+		     const void *val, size_t vlen)
+{
+	struct tree *tr = &v->trees[t];
+	struct tree_miss miss;
+	struct path p;
+	bool exact = false;
+	unsigned pos;
+	int r = descend(v, tr, key, klen, &p, &exact, &miss);
+
+	if (r == -ENOENT) {
+		p.n[0] = node_new(v, tr, 0);
+		p.slot[0] = -1;
+		tr->root = p.n[0]->self;
+		tr->level = 0;
+	}
+	assert(r != -EAGAIN);
+	path_open_all(v, tr, &p);
+	pos = (unsigned)(p.slot[0] + 1);
+	if (exact) {
+		struct item it = node_item(p.n[0], --pos);
+
+		if (it.vlen == vlen) {
+			memcpy((uint8_t *)it.val, val, vlen);
+			return false;
+		}
+		node_remove(v, p.n[0], pos);
+		tr->items--;
+	}
+	insert_at(v, tr, &p, 0, pos, key, klen, val, vlen);
+	tr->items++;
+	return !exact;
+}
+
+/* Take all items of `right`, the parent's child at `slot`, into `left`. */
+static void merge(struct volume *v, struct tree *tr, struct node *parent,
+		  unsigned slot, struct node *left, struct node *right)
+{
+	struct item sep = node_item(parent, slot);
+	unsigned n = node_count(left), count = node_count(right);
+
+	for (unsigned i = 0; i < count; i++) {
+		struct item it = node_item(right, i);
+
+		/* Above the leaves the first key may be lower than the truth. */
+		if (i == 0 && left->level) {
+			it.key = sep.key;
+			it.klen = sep.klen;
+		}
+		node_insert(v, left, n + i, it.key, it.klen, it.val, it.vlen);
+	}
+	node_remove(v, parent, slot);
+	tr->nodes--;
+	node_drop(v, tr, right);
+}
+
+/* A node that holds little joins a neighbour that has room, if in memory. */
+static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
+		      unsigned level)
+{
+	struct node *n = p->n[level], *parent = p->n[level + 1], *other;
+	unsigned slot = (unsigned)p->slot[level + 1];
+	size_t cap = v->block_bytes - sizeof(struct disk_node);
+	struct ptr ptr;
+
+	if (node_used(v, n) >= cap / 4)
+		return false;
+	if (slot + 1 < node_count(parent)) {
+		ptr = node_child(parent, slot + 1);
+		other = cache_find(v, &ptr);
+		if (other && node_used(v, n) + node_used(v, other) + KEY_MAX <
+				     cap * 3 / 4) {
+			merge(v, tr, parent, slot + 1, n, other);
+			return true;
+		}
+	}
+	if (slot > 0) {
+		ptr = node_child(parent, slot - 1);
+		other = cache_find(v, &ptr);
+		if (other && node_used(v, n) + node_used(v, other) + KEY_MAX <
+				     cap * 3 / 4) {
+			p->n[level] = other;
+			p->slot[level + 1]--;
+			merge(v, tr, parent, slot, path_open(v, tr, p, level), n);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* After an item went from the node at `level`: invariant 4, and balance. */
+static void rebalance(struct volume *v, struct tree *tr, struct path *p)
+{
+	for (unsigned level = 0; level < tr->level; level++) {
+		struct node *n = p->n[level];
+
+		if (node_count(n) == 0) {
+			node_remove(v, p->n[level + 1],
+				    (unsigned)p->slot[level + 1]);
+			tr->nodes--;
+			node_drop(v, tr, n);
+		} else if (!try_merge(v, tr, p, level)) {
+			break;
+		}
+	}
+	while (tr->level && node_count(p->n[tr->level]) == 1) {
+		struct node *root = p->n[tr->level];
+
+		tr->root = node_child(root, 0);
+		tr->level--;
+		tr->nodes--;
+		node_drop(v, tr, root);
+		p->n[tr->level] = cache_find(v, &tr->root);
+		if (!p->n[tr->level])
+			break;
+	}
+	if (p->n[tr->level] && node_count(p->n[tr->level]) == 0) {
+		node_drop(v, tr, p->n[tr->level]);
+		tr->root = (struct ptr){0};
+		tr->level = 0;
+		tr->nodes = 0;
+	}
+}
+
+bool tree_del_locked(struct volume *v, enum table t, const void *key, size_t klen)
+{
+	struct tree *tr = &v->trees[t];
+	struct tree_miss miss;
+	struct path p;
+	bool exact = false;
+	int r = descend(v, tr, key, klen, &p, &exact, &miss);
+
+	assert(r != -EAGAIN);
+	if (r || !exact)
+		return false;
+	path_open_all(v, tr, &p);
+	node_remove(v, p.n[0], (unsigned)p.slot[0]);
+	tr->items--;
+	rebalance(v, tr, &p);
+	return true;
+}
+
+/* ---- life ------------------------------------------------------------------------------- */
+
+int tree_init(struct volume *v)
+{
+	size_t buckets = 1024;
+
+	v->cache_nodes = v->opt.cache_bytes / 8 * 7 / v->block_bytes;
+	if (v->cache_nodes < 256)
+		v->cache_nodes = 256;
+	while (buckets < v->cache_nodes)
+		buckets *= 2;
+	v->hash_mask = buckets - 1;
+	v->hash = calloc(buckets, sizeof(*v->hash));
+	v->scratch = malloc(v->block_bytes);
+	v->spares_want = (2u << 20) / v->block_bytes;
+	return v->hash && v->scratch ? 0 : -ENOMEM;
+}
+
+static void list_free(struct node_list *l)
+{
+	while (l->head) {
+		struct node *n = l->head;
+
+		list_del(l, n);
+		node_free(n);
+	}
+}
+
+void tree_fini(struct volume *v)
+{
+	for (unsigned t = 0; t < TABLES; t++)
+		list_free(&v->trees[t].dirty);
+	list_free(&v->clock);
+	while (v->spare) {
+		struct node *n = v->spare;
+
+		v->spare = n->hash_next;
+		node_free(n);
+	}
+	free(v->hash);
+	free(v->scratch);
+}
+
+/* ---- walking it all ----------------------------------------------------------------------- */
+
+/*
+ * Depth first, by reading each node again under no lock: the node in memory is
+ * copied, so the callbacks may take their time.
+ */
+static int walk_node(struct volume *v, enum table t, unsigned level,
+		     const struct ptr *ptr, const struct walk *w)
+{
+	struct tree_miss miss = {.table = t, .level = level, .ptr = *ptr};
+	struct tree_miss bad = {0};
+	struct node copy = {0}, *n;
+	int r = 0, bad_err = 0;
+
+	copy.d = malloc(v->block_bytes);
+	if (!copy.d)
+		return -ENOMEM;
+	for (;;) {
+		rwlock_read(&v->commit);
+		n = cache_find(v, ptr);
+		if (n)
+			memcpy(copy.d, n->d, v->block_bytes);
+		rwlock_unlock(&v->commit);
+		if (n)
+			break;
+		if (bad.ptr.block) {
+			r = w->bad ? w->bad(w->ctx, t, level, ptr->block, bad.why)
+				   : 0;
+			goto out;
+		}
+		r = tree_load(v, &miss, &bad, &bad_err);
+		if (r)
+			goto out;
+	}
+	if (w->node)
+		r = w->node(w->ctx, t, level, ptr->block);
+	for (unsigned i = 0; r == 0 && i < node_count(&copy); i++) {
+		struct item it = node_item(&copy, i);
+
+		if (level) {
+			struct ptr child = node_child(&copy, i);
+
+			r = walk_node(v, t, level - 1, &child, w);
+		} else if (w->item) {
+			r = w->item(w->ctx, t, it.key, it.klen, it.val, it.vlen);
+		}
+	}
+out:
+	free(copy.d);
+	return r;
+}
+
+int volume_walk(struct volume *v, enum table t, const struct walk *w)
+{
+	struct tree *tr = &v->trees[t];
+	struct ptr root;
+	unsigned level;
+	int r = 0;
+
+	rwlock_read(&v->commit);
+	root = tr->root;
+	level = tr->level;
+	rwlock_unlock(&v->commit);
+	if (root.block)
+		r = walk_node(v, t, level, &root, w);
+	for (size_t i = 0; t == TABLE_FILES && w->node && i < v->dropped.count; i++)
+		for (uint64_t j = 0; r == 0 && j < v->dropped.v[i].len; j++)
+			r = w->node(w->ctx, t, 255, v->dropped.v[i].start + j);
+	return r;
+}

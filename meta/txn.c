@@ -1,0 +1,854 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A transaction: items changed, blocks taken and freed, all or nothing.
+ *
+ * While it is built it is a list of journal items in memory and of blocks
+ * claimed or marked; nobody sees any of it. txn_commit() then, under the
+ * commit lock and in one go,
+ *   1. sees that every leaf concerned is in memory and the pool has the blocks
+ *      that copies of nodes may need (or drops the lock, gets them, and tries
+ *      again): from here nothing can fail;
+ *   2. applies the items to the trees, as replay would;
+ *   3. appends the very same bytes to the open group;
+ *   4. notes the blocks taken and freed for the checkpoint of this generation.
+ * The order in which transactions pass step 3 is the order of operations that
+ * the promise speaks of.
+ *
+ * Blocks. A block taken is claimed in the allocator at once and free on disk
+ * until the checkpoint that covers the commit. A block freed is marked at once
+ * (so that a second free is refused before it commits) and free in the
+ * allocator after that checkpoint. The volume holds a reserve, a promise of the
+ * allocator's, for what must not fail: checkpoints, and transactions that
+ * free.
+ *
+ * Shared blocks: references are counted in TABLE_REFS, only where there are
+ * two or more. Changes to them are collected and worked out at commit under
+ * the lock of that table, since several runs may concern one item.
+ */
+#include "meta/meta_priv.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define POOL_BATCH 128u
+
+/* ---- lists ----------------------------------------------------------------------- */
+
+static int deltas_room(struct deltas *d, size_t more)
+{
+	size_t cap = d->cap ? d->cap : 64;
+	struct delta *p;
+
+	if (d->count + more <= d->cap)
+		return 0;
+	while (cap < d->count + more)
+		cap *= 2;
+	p = realloc(d->v, cap * sizeof(*p));
+	if (!p)
+		return -ENOMEM;
+	d->v = p;
+	d->cap = cap;
+	return 0;
+}
+
+/* Take the last `len` blocks of the last entry back. */
+static void delta_trim(struct deltas *d, uint64_t len)
+{
+	d->v[d->count - 1].len -= len;
+	if (d->v[d->count - 1].len == 0)
+		d->count--;
+}
+
+int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool is_free)
+{
+	struct delta *last = d->count ? &d->v[d->count - 1] : NULL;
+
+	if (last && last->free == is_free && last->start + last->len == start) {
+		last->len += len;
+		return 0;
+	}
+	if (deltas_room(d, 1))
+		return -ENOMEM;
+	d->v[d->count++] = (struct delta){start, len, is_free};
+	return 0;
+}
+
+/* ---- blocks ------------------------------------------------------------------------- */
+
+/* Bring the reserve back to what it should be, as far as there is space. */
+void reserve_top_up(struct volume *v)
+{
+	uint64_t held = atomic_load(&v->reserve_held), lack;
+
+	if (held >= v->reserve_want)
+		return;
+	for (lack = v->reserve_want - held; lack; lack /= 2)
+		if (alloc_reserve(v->alloc, lack) == 0) {
+			atomic_fetch_add(&v->reserve_held, lack);
+			return;
+		}
+}
+
+static bool reserve_spend(struct volume *v, uint64_t n)
+{
+	uint64_t held = atomic_load(&v->reserve_held);
+
+	do {
+		if (held < n)
+			return false;
+	} while (!atomic_compare_exchange_weak(&v->reserve_held, &held, held - n));
+	return true;
+}
+
+int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
+		unsigned max, unsigned *count, uint64_t *got, bool spend)
+{
+	int r = alloc_vec(v->alloc, goal, n, out, max, count, got);
+
+	if (r != -ENOSPC || !spend || !reserve_spend(v, n))
+		return r;
+	r = alloc_vec_reserved(v->alloc, goal, n, out, max, count, got);
+	if (r)
+		atomic_fetch_add(&v->reserve_held, n);
+	else if (*got < n)
+		atomic_fetch_add(&v->reserve_held, n - *got);
+	return r;
+}
+
+/*
+ * Take, and when there is no space, let a checkpoint release what waits for
+ * one, and try once more.
+ */
+static int take_or_checkpoint(struct volume *v, uint64_t goal, uint64_t n,
+			      struct extent *out, unsigned max, unsigned *count,
+			      uint64_t *got, enum spend spend)
+{
+	int r = volume_take(v, goal, n, out, max, count, got,
+			    spend == SPEND_CHECKPOINT);
+
+	if (r != -ENOSPC || spend == SPEND_CHECKPOINT)
+		return r;
+	if (atomic_load(&v->pending_blks) > atomic_load(&v->pending_own)) {
+		r = checkpoint_run(v, false);
+		if (r)
+			return r;
+	}
+	r = volume_take(v, goal, n, out, max, count, got, spend);
+	if (r == -ENOSPC && spend) {
+		/* The reserve itself waits for a checkpoint of its spender. */
+		r = checkpoint_run(v, false);
+		if (!r)
+			r = volume_take(v, goal, n, out, max, count, got, true);
+	}
+	return r;
+}
+
+/* Room for `more` entries in the list of the pool's runs. */
+static int pool_room_locked(struct volume *v, size_t more)
+{
+	size_t cap = v->pool_cap * 2 + more + 64;
+	void *p;
+
+	if (v->pool_count + more <= v->pool_cap)
+		return 0;
+	p = realloc(v->pool, cap * sizeof(*v->pool));
+	if (!p)
+		return -ENOMEM;
+	v->pool = p;
+	v->pool_cap = cap;
+	return 0;
+}
+
+int pool_fill(struct volume *v, uint64_t n, enum spend spend)
+{
+	struct extent ext[32];
+	unsigned count;
+	uint64_t got, want = n < POOL_BATCH ? POOL_BATCH : n;
+	uint64_t goal = ALLOC_NO_GOAL;
+	int r = 0;
+
+	while (n && r == 0) {
+		if (want > v->blocks / 64 && want > n)
+			want = n;
+		r = volume_take(v, goal, want, ext, 32, &count, &got, false);
+		if (r == -ENOSPC)
+			r = take_or_checkpoint(v, goal, n, ext, 32, &count,
+					       &got, spend);
+		if (r)
+			break;
+		for (unsigned i = 0; i < count && r == 0; i++) {
+			r = image_ensure(v->im, blk_off(v, ext[i].start),
+					 blk_off(v, ext[i].len));
+			if (r == -EOPNOTSUPP)
+				r = 0;
+		}
+		rwlock_write(&v->commit);
+		if (r == 0)
+			r = pool_room_locked(v, count);
+		for (unsigned i = 0; i < count && r == 0; i++)
+			v->pool[v->pool_count++] = ext[i];
+		if (r == 0)
+			v->pool_blks += got;
+		rwlock_unlock(&v->commit);
+		if (r) {
+			for (unsigned i = 0; i < count; i++)
+				alloc_free(v->alloc, ext[i].start, ext[i].len);
+			break;
+		}
+		n = got < n ? n - got : 0;
+		want = n;
+	}
+	return r;
+}
+
+/* ---- building ----------------------------------------------------------------------- */
+
+static _Thread_local struct txn *store;
+
+/* A finished transaction's memory serves the thread's next one. */
+static struct txn *txn_new(void)
+{
+	struct txn *t = store;
+
+	if (t) {
+		store = NULL;
+		return t;
+	}
+	return calloc(1, sizeof(*t));
+}
+
+static void txn_destroy(struct txn *t)
+{
+	free(t->buf);
+	free(t->deltas.v);
+	free(t->refs);
+	free(t);
+}
+
+static void txn_store_free(void *unused)
+{
+	(void)unused;
+	if (store)
+		txn_destroy(store);
+	store = NULL;
+}
+
+static pthread_key_t store_key;
+static pthread_once_t store_once = PTHREAD_ONCE_INIT;
+
+static void store_key_make(void)
+{
+	pthread_key_create(&store_key, txn_store_free);
+}
+
+static void txn_release(struct txn *t)
+{
+	if (t->refs_locked)
+		lock_unlock(&t->v->refs);
+	t->refs_locked = false;
+	atomic_fetch_add(&t->v->ring_free, (int64_t)t->promise);
+	t->promise = 0;
+	t->len = t->items = t->edits = 0;
+	t->data_bytes = 0;
+	t->deltas.count = t->ref_count = 0;
+	t->in_place = false;
+	if (store || t->cap > 65536) {
+		txn_destroy(t);
+		return;
+	}
+	pthread_once(&store_once, store_key_make);
+	pthread_setspecific(store_key, t);
+	store = t;
+}
+
+/* The calling thread's spare transaction, which its end would free too. */
+void txn_thread_done(void) { txn_store_free(NULL); }
+
+static int txn_can_write(const struct volume *v)
+{
+	if (v->replaying)
+		return 0;
+	if (v->readonly || atomic_load_explicit(&v->failed, memory_order_relaxed))
+		return -EROFS;
+	return 0;
+}
+
+int txn_begin(struct volume *v, enum txn_kind kind, struct txn **out)
+{
+	size_t promise = v->txn_max + sizeof(struct disk_group) + JOURNAL_UNIT;
+	struct txn *t;
+	int r = txn_can_write(v);
+
+	if (r)
+		return r;
+	r = ring_promise(v, promise);
+	if (r)
+		return r;
+	t = txn_new();
+	if (!t) {
+		atomic_fetch_add(&v->ring_free, (int64_t)promise);
+		return -ENOMEM;
+	}
+	t->v = v;
+	t->kind = kind;
+	t->promise = promise;
+	*out = t;
+	return 0;
+}
+
+/* Bytes that the rest of the transaction will still add on its own. */
+static size_t txn_tail(const struct txn *t)
+{
+	size_t edit = sizeof(struct disk_jitem) + 9 + sizeof(struct disk_inode);
+	size_t ref = 5 * (sizeof(struct disk_jitem) + 9 +
+			  sizeof(struct disk_ref));
+
+	return 4 * edit + t->ref_count * ref;
+}
+
+bool txn_has_room(const struct txn *t, unsigned items)
+{
+	return t->len + txn_tail(t) + items * 96u <= t->v->txn_max;
+}
+
+static int txn_item(struct txn *t, enum journal_item type, enum table table,
+		    const void *key, size_t klen, const void *val, size_t vlen)
+{
+	size_t len = sizeof(struct disk_jitem) + klen + vlen;
+	struct disk_jitem h = {.type = (uint8_t)type,
+			       .table = (uint8_t)table,
+			       .klen = put16((uint16_t)klen),
+			       .vlen = put16((uint16_t)vlen)};
+
+	if (t->len + len > t->v->txn_max)
+		return -ENOSPC;
+	if (t->len + len > t->cap) {
+		size_t cap = t->cap ? t->cap : 1024;
+		uint8_t *p;
+
+		while (cap < t->len + len)
+			cap *= 2;
+		p = realloc(t->buf, cap);
+		if (!p)
+			return -ENOMEM;
+		t->buf = p;
+		t->cap = cap;
+	}
+	memcpy(t->buf + t->len, &h, sizeof(h));
+	memcpy(t->buf + t->len + sizeof(h), key, klen);
+	if (vlen)
+		memcpy(t->buf + t->len + sizeof(h) + klen, val, vlen);
+	t->len += len;
+	t->items++;
+	return 0;
+}
+
+int txn_put(struct txn *t, enum table table, const struct key *k,
+	    const void *val, size_t vlen)
+{
+	assert(vlen <= VALUE_MAX);
+	return txn_item(t, JITEM_PUT, table, k->b, k->len, val, vlen);
+}
+
+int txn_del(struct txn *t, enum table table, const struct key *k)
+{
+	return txn_item(t, JITEM_DEL, table, k->b, k->len, NULL, 0);
+}
+
+static int txn_extent(struct txn *t, enum journal_item type, uint64_t start,
+		      uint64_t len)
+{
+	le64 run[2] = {put64(start), put64(len)};
+
+	return txn_item(t, type, 0, run, sizeof(run), NULL, 0);
+}
+
+int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
+	      unsigned max, unsigned *count, uint64_t *got)
+{
+	struct volume *v = t->v;
+	unsigned i;
+	int r = take_or_checkpoint(v, goal, n, out, max, count, got,
+				   t->kind == TXN_FREEING ? SPEND_RESERVE
+							  : SPEND_NONE);
+
+	if (r)
+		return r;
+	for (i = 0; i < *count; i++) {
+		r = delta_add(&t->deltas, out[i].start, out[i].len, false);
+		if (r)
+			break;
+		r = txn_extent(t, JITEM_TAKE, out[i].start, out[i].len);
+		if (r) {
+			delta_trim(&t->deltas, out[i].len);
+			break;
+		}
+	}
+	/* What is not in the list of takes, abort can't give back. */
+	for (; r && i < *count; i++)
+		alloc_free(v->alloc, out[i].start, out[i].len);
+	return r;
+}
+
+int txn_free(struct txn *t, uint64_t start, uint64_t len)
+{
+	struct volume *v = t->v;
+	int r;
+
+	if (len == 0)
+		return 0;
+	if (start + len > v->blocks || start + len < start) {
+		volume_message(v, "a map holds blocks %llu+%llu outside the volume",
+			       (unsigned long long)start, (unsigned long long)len);
+		return -EFSCORRUPTED;
+	}
+	r = v->alloc ? alloc_defer(v->alloc, start, len) : 0;
+	if (r == -EINVAL || r == -ERANGE) {
+		volume_message(v, "blocks %llu+%llu are freed but not in use",
+			       (unsigned long long)start, (unsigned long long)len);
+		return -EFSCORRUPTED;
+	}
+	if (r)
+		return r;
+	r = delta_add(&t->deltas, start, len, true);
+	if (r == 0) {
+		r = txn_extent(t, JITEM_FREE, start, len);
+		if (r)
+			delta_trim(&t->deltas, len);
+	}
+	if (r && v->alloc)
+		alloc_undefer(v->alloc, start, len);
+	return r;
+}
+
+int txn_ref(struct txn *t, uint64_t start, uint64_t len, int by)
+{
+	if (t->ref_count == t->ref_cap) {
+		size_t cap = t->ref_cap ? t->ref_cap * 2 : 32;
+		void *p = realloc(t->refs, cap * sizeof(*t->refs));
+
+		if (!p)
+			return -ENOMEM;
+		t->refs = p;
+		t->ref_cap = cap;
+	}
+	t->refs[t->ref_count++] = (struct ref_change){start, len, by};
+	return 0;
+}
+
+struct attr *inode_edit(struct txn *t, struct inode *ip)
+{
+	for (unsigned i = 0; i < t->edits; i++)
+		if (t->edit[i].ip == ip)
+			return &t->edit[i].a;
+	assert(t->edits < sizeof(t->edit) / sizeof(t->edit[0]));
+	t->edit[t->edits] = (struct inode_change){.ip = ip, .a = ip->a};
+	return &t->edit[t->edits++].a;
+}
+
+void txn_abort(struct txn *t)
+{
+	struct volume *v = t->v;
+
+	for (size_t i = t->deltas.count; v->alloc && i-- > 0;) {
+		struct delta *d = &t->deltas.v[i];
+
+		if (d->free)
+			alloc_undefer(v->alloc, d->start, d->len);
+		else
+			alloc_free(v->alloc, d->start, d->len);
+	}
+	for (unsigned i = 0; i < t->edits; i++)
+		if (t->edit[i].created)
+			inode_drop_dead(v, t->edit[i].ip);
+	txn_release(t);
+}
+
+/* ---- references to shared blocks -------------------------------------------------------- */
+
+/*
+ * The changes and the items they meet cut the blocks concerned into stretches
+ * of one count each. point[i] .. point[i + 1] is stretch i.
+ */
+struct stretches {
+	uint64_t *point;
+	uint32_t *count;	/* by an item; 0: no item, so one reference */
+	int *by;
+	bool *changed;
+	size_t points;
+	struct ref_item {
+		uint64_t start, len;
+		uint32_t count;
+	} *item;
+	size_t items, item_cap;
+};
+
+static int ref_item_add(void *ctx, const uint8_t *key, size_t klen,
+			const uint8_t *val, size_t vlen)
+{
+	struct stretches *s = ctx;
+	struct disk_ref d;
+
+	if (klen != 9 || vlen != sizeof(d))
+		return -EFSCORRUPTED;
+	memcpy(&d, val, sizeof(d));
+	if (s->items == s->item_cap) {
+		size_t cap = s->item_cap ? s->item_cap * 2 : 64;
+		void *p = realloc(s->item, cap * sizeof(*s->item));
+
+		if (!p)
+			return -ENOMEM;
+		s->item = p;
+		s->item_cap = cap;
+	}
+	s->item[s->items++] = (struct ref_item){be64_get(key + 1), get64(d.len),
+						get32(d.count)};
+	return 0;
+}
+
+static int u64_cmp(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+static int ref_item_cmp(const void *a, const void *b)
+{
+	return u64_cmp(&((const struct ref_item *)a)->start,
+		       &((const struct ref_item *)b)->start);
+}
+
+/* The items that the changes meet, each once. */
+static int stretches_load(struct txn *t, struct stretches *s)
+{
+	size_t kept = 0;
+	int r = 0;
+
+	for (size_t i = 0; i < t->ref_count && r == 0; i++) {
+		struct ref_change *c = &t->refs[i];
+		size_t first = s->items;
+		struct key min, lo, hi;
+
+		key_refs(&min, KEY_REF, 0);
+		key_refs(&lo, KEY_REF, c->start);
+		key_refs(&hi, KEY_REF, c->start + c->len);
+		r = tree_range_floor(t->v, TABLE_REFS, &min, &lo, &hi,
+				     ref_item_add, s);
+		if (r == 0 && s->items > first &&
+		    s->item[first].start + s->item[first].len <= c->start) {
+			memmove(&s->item[first], &s->item[first + 1],
+				(s->items - first - 1) * sizeof(*s->item));
+			s->items--;
+		}
+	}
+	if (r || !s->items)
+		return r;
+	qsort(s->item, s->items, sizeof(*s->item), ref_item_cmp);
+	for (size_t i = 1; i < s->items; i++)
+		if (s->item[i].start != s->item[kept].start)
+			s->item[++kept] = s->item[i];
+	s->items = kept + 1;
+	return 0;
+}
+
+static size_t stretch_at(const struct stretches *s, uint64_t at)
+{
+	const uint64_t *p = bsearch(&at, s->point, s->points, sizeof(at), u64_cmp);
+
+	return (size_t)(p - s->point);
+}
+
+static int stretches_cut(struct txn *t, struct stretches *s)
+{
+	size_t n = 2 * (t->ref_count + s->items), kept = 0;
+
+	s->point = malloc(n * sizeof(*s->point));
+	s->count = calloc(n, sizeof(*s->count));
+	s->by = calloc(n, sizeof(*s->by));
+	s->changed = calloc(n, sizeof(*s->changed));
+	if (!s->point || !s->count || !s->by || !s->changed)
+		return -ENOMEM;
+	n = 0;
+	for (size_t i = 0; i < t->ref_count; i++) {
+		s->point[n++] = t->refs[i].start;
+		s->point[n++] = t->refs[i].start + t->refs[i].len;
+	}
+	for (size_t i = 0; i < s->items; i++) {
+		s->point[n++] = s->item[i].start;
+		s->point[n++] = s->item[i].start + s->item[i].len;
+	}
+	qsort(s->point, n, sizeof(*s->point), u64_cmp);
+	for (size_t i = 1; i < n; i++)
+		if (s->point[i] != s->point[kept])
+			s->point[++kept] = s->point[i];
+	s->points = kept + 1;
+	for (size_t i = 0; i < s->items; i++) {
+		struct ref_item *it = &s->item[i];
+
+		for (size_t j = stretch_at(s, it->start);
+		     s->point[j] < it->start + it->len; j++)
+			s->count[j] = it->count;
+	}
+	for (size_t i = 0; i < t->ref_count; i++) {
+		struct ref_change *c = &t->refs[i];
+
+		for (size_t j = stretch_at(s, c->start);
+		     s->point[j] < c->start + c->len; j++) {
+			s->by[j] += c->by;
+			s->changed[j] = true;
+		}
+	}
+	return 0;
+}
+
+static int ref_put(struct txn *t, uint64_t start, uint64_t len, int64_t count)
+{
+	struct disk_ref d = {.len = put64(len), .count = put32((uint32_t)count)};
+	struct key k;
+
+	if (count < 2 || !len)
+		return 0;
+	key_refs(&k, KEY_REF, start);
+	return txn_put(t, TABLE_REFS, &k, &d, sizeof(d));
+}
+
+/* The old items go; what has two references or more gets new ones; what has
+ * none is freed. */
+static int stretches_emit(struct txn *t, const struct stretches *s)
+{
+	uint64_t start = 0, len = 0;
+	int64_t count = 0;
+	struct key k;
+	int r = 0;
+
+	for (size_t i = 0; i < s->items && r == 0; i++) {
+		key_refs(&k, KEY_REF, s->item[i].start);
+		r = txn_del(t, TABLE_REFS, &k);
+	}
+	for (size_t i = 0; i + 1 < s->points && r == 0; i++) {
+		uint64_t n = s->point[i + 1] - s->point[i];
+		int64_t now = s->count[i] ? s->count[i] : 1;
+
+		if (!s->changed[i] && !s->count[i])
+			now = -1;	/* nobody asked */
+		else if ((now += s->by[i]) < 0)
+			return -EFSCORRUPTED;
+		if (now == 0)
+			r = txn_free(t, s->point[i], n);
+		if (now == count && start + len == s->point[i]) {
+			len += n;
+			continue;
+		}
+		if (r == 0)
+			r = ref_put(t, start, len, count);
+		start = s->point[i];
+		len = n;
+		count = now;
+	}
+	return r ? r : ref_put(t, start, len, count);
+}
+
+/* Turn the changes of references into items and frees. */
+static int refs_resolve(struct txn *t)
+{
+	struct stretches s = {0};
+	int r;
+
+	lock_lock(&t->v->refs);
+	t->refs_locked = true;
+	r = stretches_load(t, &s);
+	if (r == 0)
+		r = stretches_cut(t, &s);
+	if (r == 0)
+		r = stretches_emit(t, &s);
+	free(s.point);
+	free(s.count);
+	free(s.by);
+	free(s.changed);
+	free(s.item);
+	return r;
+}
+
+/* ---- applying ------------------------------------------------------------------------------ */
+
+const struct disk_jitem *item_next(const struct disk_jitem *ji)
+{
+	return (const void *)(ji->bytes + get16(ji->klen) + get16(ji->vlen));
+}
+
+static bool is_inode_key(const struct disk_jitem *ji)
+{
+	return ji->table == TABLE_FILES && get16(ji->klen) == 9 &&
+	       ji->bytes[8] == KEY_INODE;
+}
+
+/*
+ * One journal item, into the trees and the list of deltas. This is the whole
+ * of replay.
+ */
+int item_apply_locked(struct volume *v, const struct disk_jitem *ji)
+{
+	size_t klen = get16(ji->klen), vlen = get16(ji->vlen);
+	le64 run[2];
+
+	switch (ji->type) {
+	case JITEM_PUT:
+		if (tree_put_locked(v, ji->table, ji->bytes, klen,
+				    ji->bytes + klen, vlen) &&
+		    is_inode_key(ji))
+			v->inodes++;
+		return 0;
+	case JITEM_DEL:
+		if (tree_del_locked(v, ji->table, ji->bytes, klen) &&
+		    is_inode_key(ji))
+			v->inodes--;
+		return 0;
+	default:
+		memcpy(run, ji->bytes, sizeof(run));
+		return delta_add(&v->deltas, get64(run[0]), get64(run[1]),
+				 ji->type == JITEM_FREE);
+	}
+}
+
+/*
+ * With the commit lock held: is everything at hand that applying these items
+ * needs? -EAGAIN: *miss is to be loaded; -ENOBUFS: *blocks are to be in the pool.
+ */
+static int prepare_locked(struct volume *v, const struct disk_jitem *ji,
+			  unsigned items, struct tree_miss *miss, uint64_t *blocks)
+{
+	unsigned puts[TABLES] = {0}, dels[TABLES] = {0};
+	uint64_t need = 0;
+	int r;
+
+	for (unsigned i = 0; i < items; i++, ji = item_next(ji)) {
+		if (ji->type == JITEM_PUT)
+			puts[ji->table]++;
+		else if (ji->type == JITEM_DEL)
+			dels[ji->table]++;
+		else
+			continue;
+		r = tree_prepare_locked(v, ji->table, ji->bytes, get16(ji->klen),
+					miss);
+		if (r)
+			return r;
+	}
+	for (unsigned i = 0; i < TABLES; i++)
+		need += tree_bound_locked(v, i, puts[i], dels[i]);
+	if (tree_spares_locked(v, need) || deltas_room(&v->deltas, items) ||
+	    deltas_room(&v->node_frees, need + 1) ||
+	    deltas_room(&v->space_frees, need + 1) ||
+	    deltas_room(&v->dropped, need + 1) || pool_room_locked(v, need))
+		return -ENOMEM;
+	if (!v->readonly && v->pool_blks < need) {
+		*blocks = need - v->pool_blks;
+		return -ENOBUFS;
+	}
+	return 0;
+}
+
+int commit_lock_prepared(struct volume *v, const void *items, unsigned count,
+			 enum spend spend)
+{
+	struct tree_miss miss, bad = {0};
+	uint64_t blocks = 0;
+	int r, bad_err = 0;
+
+	for (;;) {
+		rwlock_write(&v->commit);
+		r = txn_can_write(v);
+		if (r == 0)
+			r = prepare_locked(v, items, count, &miss, &blocks);
+		if (r == 0)
+			return 0;
+		rwlock_unlock(&v->commit);
+		if (r == -EAGAIN)
+			r = tree_load(v, &miss, &bad, &bad_err);
+		else if (r == -ENOBUFS)
+			r = pool_fill(v, blocks, spend);
+		if (r)
+			return r;
+	}
+}
+
+static int edits_put(struct txn *t)
+{
+	struct disk_inode d;
+	struct key k;
+	int r = 0;
+
+	for (unsigned i = 0; i < t->edits && r == 0; i++) {
+		memset(&d, 0, sizeof(d));
+		attr_encode(&t->edit[i].a, &d);
+		if (t->edit[i].ip->dead)
+			continue;
+		key_file(&k, t->edit[i].ip->ino, KEY_INODE);
+		r = txn_put(t, TABLE_FILES, &k, &d, sizeof(d));
+	}
+	return r;
+}
+
+static void apply_locked(struct txn *t)
+{
+	struct volume *v = t->v;
+	const struct disk_jitem *ji = (const void *)t->buf;
+	uint64_t seq = 0, freed = 0;
+
+	for (unsigned i = 0; i < t->items; i++, ji = item_next(ji))
+		item_apply_locked(v, ji);
+	if (!v->readonly)
+		seq = journal_append_locked(v, t->buf, t->len, t->items,
+					    t->data_bytes);
+	for (size_t i = 0; i < t->deltas.count; i++)
+		if (t->deltas.v[i].free)
+			freed += t->deltas.v[i].len;
+	atomic_fetch_add(&v->pending_blks, freed);
+	for (unsigned i = 0; i < t->edits; i++) {
+		t->edit[i].ip->a = t->edit[i].a;
+		t->edit[i].ip->last_seq = seq;
+	}
+	atomic_fetch_add_explicit(&v->n_commits, 1, memory_order_relaxed);
+}
+
+int txn_commit(struct txn *t)
+{
+	struct volume *v = t->v;
+	bool kick;
+	int r = 0;
+
+	if (t->ref_count)
+		r = refs_resolve(t);
+	if (r == 0)
+		r = edits_put(t);
+	if (r == 0 && t->items == 0) {
+		txn_release(t);
+		return 0;
+	}
+	if (r == 0)
+		r = commit_lock_prepared(v, t->buf, t->items,
+					 t->kind == TXN_FREEING || t->in_place
+						 ? SPEND_RESERVE
+						 : SPEND_NONE);
+	if (r == 0 && !v->readonly) {
+		r = journal_room_locked(v, t->len);
+		if (r)
+			rwlock_unlock(&v->commit);
+	}
+	if (r) {
+		txn_abort(t);
+		return r;
+	}
+	apply_locked(t);
+	t->promise = v->readonly ? 0 : t->promise - t->len;
+	kick = v->open && (v->open->len > GROUP_FULL_BYTES ||
+			   v->open->data_bytes > GROUP_FULL_DATA);
+	rwlock_unlock(&v->commit);
+	txn_release(t);
+	if (kick)
+		volume_kick(v, false);
+	else if (!atomic_load_explicit(&v->armed, memory_order_relaxed))
+		volume_arm(v);
+	return 0;
+}

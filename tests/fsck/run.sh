@@ -1,0 +1,76 @@
+#!/bin/bash
+# run.sh CASE: one case of broken volume. Its file `case` says, in bash,
+#
+#   damage COMMAND...    what to break (tests/fsck/damage.c), in this order
+#   finds CODE...        what fsck -fn has to find, no more and no less
+#   repaired_by p|y|none who repairs it: -p, only -y, or nothing here
+#
+# Checking must change nothing and exit with 4. After a repair, which exits with
+# 1, a second run must find nothing. What -p must not repair it leaves alone.
+# `notes` instead of `finds`: no error, exit status 0 (with these notes).
+set -eu
+top=$(cd "$(dirname "$0")/../.." && pwd)
+case=$(cd "$1" && pwd)
+bin=${SPACEWEAVE_BIN:-$top/build/bin}
+damage_program=${SPACEWEAVE_DAMAGE:-$top/build/tests/fsck/damage}
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/spaceweave-fsck.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+image=$work/image
+want= want_status=4 by=none data=
+
+damage() { "$damage_program" "$image" "$@"; }
+finds() { want=$*; }
+notes() { want=$* want_status=0; }
+repaired_by() { by=$1; }
+with_data() { data=-c; }
+size() { "$bin/mkfs.spaceweave" -qf "$@"; }
+
+fail() {
+	echo "FAILED: $*"
+	[ ! -e "$work/out" ] || sed "s|$image|image|" "$work/out"
+	exit 1
+}
+
+fsck() { # fsck WANTED-STATUS OPTIONS
+	local want=$1 status=0
+	shift
+	timeout 60 "$bin/fsck.spaceweave" "$@" "$image" </dev/null >"$work/out" 2>&1 || status=$?
+	[ $status = "$want" ] || fail "fsck $*: status $status, not $want"
+}
+
+# A volume with something of everything, the same for all cases.
+"$bin/mkfs.spaceweave" -q "$image" 16M
+damage make
+# shellcheck source=/dev/null
+. "$case/case"
+
+before=$(sha256sum <"$image")
+fsck $want_status -fn $data
+found=$(sed -n 's/^[^ ]*: \([A-Z][0-9][0-9]\) .*/\1/p' "$work/out" | sort -u | tr '\n' ' ')
+sed "s|$image|image|" "$work/out"
+[ "$(echo $found)" = "$(echo $want | tr ' ' '\n' | sort -u | tr '\n' ' ' | sed 's/ $//')" ] ||
+	fail "found '$found', not '$want'"
+[ "$before" = "$(sha256sum <"$image")" ] || fail "-n has changed the image"
+[ $want_status = 4 ] || exit 0
+
+cp --sparse=always "$image" "$work/copy"
+case $by in
+p)
+	fsck 1 -fp $data
+	fsck 0 -fn $data
+	;;
+y)
+	status=0
+	timeout 60 "$bin/fsck.spaceweave" -fp $data "$image" </dev/null >"$work/out" 2>&1 || status=$?
+	[ $((status & ~1)) = 4 ] || fail "fsck -p: status $status, not 4 or 5"
+	mv "$work/copy" "$image"
+	fsck 1 -fy $data
+	sed "s|$image|image|" "$work/out"
+	fsck 0 -fn $data
+	;;
+none)
+	status=0
+	timeout 60 "$bin/fsck.spaceweave" -fy $data "$image" </dev/null >"$work/out" 2>&1 || status=$?
+	[ $((status & ~1)) = 4 ] || fail "fsck -y: status $status, not 4 or 5"
+	;;
+esac

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+
+/*
+ * Each read, write, flush, discard, promise of space and allocation of memory
+ * of a fixed scenario fails, once or from then on. Nothing that was promised
+ * is lost, no call that failed has half an effect, fsync says so, and after a
+ * failure of the journal the volume is read-only and stays so.
+ *
+ *   STATES=n   at most so many runs of a kind, spread evenly; 0: all
+ *   KIND=k INDEX=n MODE=m   this run alone, with its story
+ */
+
+#include "tests/check.h"
+#include "tests/model.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <linux/falloc.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct world_options options = {
+	.bytes = 1u << 20,
+	.volume = {.no_threads = true, .discard = true, .shards = 2,
+		   .cache_bytes = 1u << 20},
+	.fs = {.noatime = true},
+};
+
+/* fsync() and friends: after the volume has failed they must say so. */
+static void must_report(struct world *w, int err)
+{
+	struct volume_stat st;
+
+	volume_stat(w->v, &st);
+	if (st.failed && !err)
+		world_fail(w, "the volume has failed, and a sync was answered");
+	if (st.failed && !st.readonly)
+		world_fail(w, "the volume has failed, and is not read-only");
+}
+
+/* Some of everything, with promises between. Errors are not its concern. */
+static void scenario(struct world *w)
+{
+	uint64_t a = 0, b = 0, ino = 0, other = 0;
+	struct rng r = {1};
+
+	world_mkdir(w, ROOT_INO, "a", 0755, &a);
+	world_mkdir(w, ROOT_INO, "b", 0755, &b);
+	if (!a)
+		a = ROOT_INO;
+	if (!b)
+		b = ROOT_INO;
+	for (unsigned round = 0; round < 3; round++) {
+		for (unsigned i = 0; i < 4; i++) {
+			char name[16];
+
+			snprintf(name, sizeof(name), "f%u", i);
+			ino = 0;
+			world_create_file(w, a, name, 0644, 0, &ino);
+			if (!ino)
+				ino = world_pick_file(w, &r);
+			if (!ino)
+				continue;
+			world_write(w, ino, rng_below(&r, 3) * 1000, 1 + rng_below(&r, 9000),
+				    round * 10 + i);
+			if (i == 1)
+				must_report(w, world_fsync(w, ino));
+			if (i == 2)
+				must_report(w, world_tick(w));
+		}
+		if (ino) {
+			world_setxattr(w, ino, "user.x", 900, round);
+			world_create_file(w, b, "copy", 0600, 0, &other);
+			if (other)
+				world_copy(w, ino, 0, other, 0, world_size(w, ino));
+			world_truncate(w, ino, 777);
+			world_fallocate(w, ino, FALLOC_FL_KEEP_SIZE, 0, 30000);
+		}
+		must_report(w, world_fsync(w, a));
+		world_rename(w, a, "f0", b, "f0", 0);
+		world_unlink(w, a, "f1");
+		world_hold(w, a, "f2");
+		world_unlink(w, a, "f2");
+		must_report(w, world_checkpoint(w));
+		while (w->n_held)
+			world_let_go(w, w->held[0]);
+		world_unlink(w, b, "copy");
+		other = 0;
+		if (round == 1) {
+			must_report(w, world_sync(w));
+		}
+		world_unlink(w, a, "f3");
+		world_unlink(w, b, "f0");
+	}
+	must_report(w, world_fsync(w, ROOT_INO));
+}
+
+static struct world *base;
+static uint64_t runs, reported, failed_opens, failed_volumes, states;
+
+/* mode: 0 once, 1 for ever, 2 once and torn, 3 for ever and torn. */
+static void run(unsigned kind, uint64_t index, unsigned mode, bool memory)
+{
+	static const char *const names[] = {
+		"read", "write", "flush", "discard", "ensure", "any",
+	};
+	struct world *w = world_fork(base);
+	struct volume_stat st = {0};
+	struct fault_plan plan = {
+		.seed = index, .all_below = 1, .random = 2, .torn = 1, .sparse = true,
+	};
+	int err;
+
+	snprintf(repro, sizeof(repro), "test_fault: KIND=%u INDEX=%" PRIu64
+		 " MODE=%u (%s fails)", memory ? 9 : kind, index, mode,
+		 memory ? "memory" : names[kind]);
+	runs++;
+	fault_record(w->f, true);
+	if (memory)
+		fault_memory(index, mode & 1);
+	else
+		fault_fail(w->f, kind, index, EIO, mode & 1, mode & 2);
+	err = world_open(w);
+	if (err) {
+		failed_opens++;
+	} else {
+		scenario(w);
+		volume_stat(w->v, &st);
+		failed_volumes += st.failed;
+	}
+	if (memory)
+		fault_memory(UINT64_MAX, false);
+	else if (!(mode & 1))
+		fault_fail(w->f, kind, 0, 0, false, false);
+	if (w->v) {
+		/* What it shows is still right, where it can be read at all. */
+		if (memory || kind != FAULT_READ || !(mode & 1))
+			world_check(w);
+		if (st.failed)
+			must_report(w, world_sync(w));
+		err = world_close(w);
+		reported += err != 0;
+		if (st.failed && !err)
+			world_fail(w, "the volume has failed, and close says nothing");
+		if (!st.failed && err && (memory || !(mode & 1)))
+			world_fail(w, "close: %s", strerror(-err));
+	}
+	fault_fail(w->f, FAULT_READ, 0, 0, false, false);
+	/* The image as it stands, and as a power cut now could leave it. */
+	world_explore(w, &plan, true);
+	states += w->crashes;
+	world_destroy(w);
+}
+
+static uint64_t calls[FAULT_CALLS + 1], memory_calls;
+
+static void count(void)
+{
+	struct world *w = world_fork(base);
+
+	fault_memory(UINT64_MAX, false);
+	if (world_open(w))
+		world_fail(w, "open: %s", w->message);
+	scenario(w);
+	memory_calls = fault_memory(UINT64_MAX, false);
+	world_close(w);
+	for (unsigned i = 0; i < FAULT_CALLS; i++)
+		calls[i] = fault_count(w->f, i);
+	world_destroy(w);
+}
+
+static void sweep(unsigned kind, unsigned modes, bool memory)
+{
+	uint64_t n = memory ? memory_calls : calls[kind];
+	uint64_t limit = env_u64("STATES", 150), step = 1;
+
+	if (getenv("INDEX")) {
+		if (env_u64("KIND", 0) == (memory ? 9 : kind))
+			run(kind, env_u64("INDEX", 0), (unsigned)env_u64("MODE", 0), memory);
+		return;
+	}
+	runs = reported = failed_opens = failed_volumes = states = 0;
+	if (limit && n * modes > limit)
+		step = (n * modes + limit - 1) / limit;
+	for (unsigned mode = 0; mode < modes; mode++)
+		for (uint64_t i = mode % step; i < n; i += step)
+			run(kind, i, mode, memory);
+	print_message("%" PRIu64 " indices, %" PRIu64 " runs, %" PRIu64 " crash states; open "
+		      "failed in %" PRIu64 ", the volume in %" PRIu64 ", close in %" PRIu64
+		      "\n", n, runs, states, failed_opens, failed_volumes, reported);
+}
+
+static void a_failing_write_loses_nothing_that_was_promised(void **state)
+{
+	(void)state;
+	sweep(FAULT_WRITE, 4, false);
+}
+
+static void a_failing_flush_loses_nothing_that_was_promised(void **state)
+{
+	(void)state;
+	sweep(FAULT_FLUSH, 4, false);
+}
+
+static void a_failing_read_is_an_error_and_no_more(void **state)
+{
+	(void)state;
+	sweep(FAULT_READ, 2, false);
+}
+
+static void a_failing_discard_does_not_matter(void **state)
+{
+	(void)state;
+	sweep(FAULT_DISCARD, 2, false);
+}
+
+static void a_host_without_room_loses_nothing(void **state)
+{
+	(void)state;
+	sweep(FAULT_ENSURE, 2, false);
+}
+
+static void memory_that_runs_out_loses_nothing(void **state)
+{
+	(void)state;
+	sweep(0, 2, true);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_failing_write_loses_nothing_that_was_promised),
+		cmocka_unit_test(a_failing_flush_loses_nothing_that_was_promised),
+		cmocka_unit_test(a_failing_read_is_an_error_and_no_more),
+		cmocka_unit_test(a_failing_discard_does_not_matter),
+		cmocka_unit_test(a_host_without_room_loses_nothing),
+		cmocka_unit_test(memory_that_runs_out_loses_nothing),
+	};
+	int failed;
+
+	base = world_create(&options, NULL);
+	if (world_close(base))
+		return 1;
+	count();
+	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	world_destroy(base);
+	return failed;
+}

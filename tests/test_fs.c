@@ -1,0 +1,1044 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The file system through its door, without a mount: what the kernel would ask
+ * in order, and what it never would. The image is a file in TMPDIR that has no
+ * name any more.
+ */
+#include "fs/fs_priv.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define VOLUME_BYTES (64ull << 20)
+#define BLOCK 4096
+
+struct world {
+	struct image *im;
+	struct volume *v;
+	struct fs *fs;
+	struct fs_options opt;
+	char path[64];
+};
+
+static const struct fs_cred cred = {.uid = 1000, .gid = 1000, .umask = 022};
+static unsigned seed;
+
+static int ok_(int err, int line)
+{
+	if (err < 0)
+		fail_msg("line %d: %s", line, strerror(-err));
+	return err;
+}
+#define OK(call) ok_((int)(call), __LINE__)
+
+static void world_open(struct world *w)
+{
+	struct volume_options o = {.no_threads = true};
+	char msg[256] = "";
+
+	if (volume_open(w->im, &o, &w->v, msg, sizeof(msg)))
+		fail_msg("volume_open: %s", msg);
+	OK(fs_open(w->v, &w->opt, &w->fs));
+}
+
+static void world_close(struct world *w)
+{
+	OK(fs_close(w->fs));
+	OK(volume_close(w->v));
+}
+
+static void world_again(struct world *w)
+{
+	world_close(w);
+	world_open(w);
+}
+
+static void world_make(struct world *w, uint64_t bytes)
+{
+	struct volume_geometry g = {.bytes = bytes, .root_mode = 0755};
+	const char *tmp = getenv("TMPDIR");
+	char msg[128];
+	int fd;
+
+	snprintf(w->path, sizeof(w->path), "%.40s/test_fs.XXXXXX",
+		 tmp ? tmp : "/tmp");
+	fd = mkstemp(w->path);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)bytes), 0);
+	close(fd);
+	OK(image_open(w->path, IMAGE_WRITE, &w->im));
+	unlink(w->path);
+	OK(volume_geometry_check(&g, msg, sizeof(msg)));
+	OK(volume_format(w->im, &g));
+	world_open(w);
+}
+
+static int setup(void **state)
+{
+	struct world *w = calloc(1, sizeof(*w));
+
+	world_make(w, VOLUME_BYTES);
+	*state = w;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct world *w = *state;
+
+	world_close(w);
+	image_close(w->im);
+	free(w);
+	return 0;
+}
+
+/* ---- short words --------------------------------------------------------------- */
+
+static uint64_t make(struct world *w, uint64_t dir, const char *name)
+{
+	struct fs_entry e;
+
+	OK(fs_mknod(w->fs, &cred, dir, name, S_IFREG | 0644, 0, &e));
+	return e.ino;
+}
+
+static uint64_t make_dir(struct world *w, uint64_t dir, const char *name)
+{
+	struct fs_entry e;
+
+	OK(fs_mkdir(w->fs, &cred, dir, name, 0755, &e));
+	return e.ino;
+}
+
+static struct stat stat_of(struct world *w, uint64_t ino)
+{
+	struct stat st;
+
+	OK(fs_getattr(w->fs, ino, &st));
+	return st;
+}
+
+/* The inode a name stands for, not counted; 0 when there is none. */
+static uint64_t find(struct world *w, uint64_t dir, const char *name)
+{
+	struct fs_entry e;
+	int err = fs_lookup(w->fs, dir, name, &e);
+
+	if (err == -ENOENT)
+		return 0;
+	OK(err);
+	fs_forget(w->fs, e.ino, 1);
+	return e.ino;
+}
+
+static void put(struct world *w, uint64_t ino, const char *text, off_t off)
+{
+	ssize_t n = fs_write(w->fs, ino, text, strlen(text), off, 0);
+
+	assert_int_equal(n, strlen(text));
+}
+
+static ssize_t get(struct world *w, uint64_t ino, void *buf, size_t len, off_t off)
+{
+	char *room = malloc(fs_read_room(w->fs, len)), *data;
+	ssize_t n = fs_read(w->fs, ino, room, len, off, &data);
+
+	if (n > 0)
+		memcpy(buf, data, (size_t)n);
+	free(room);
+	return n;
+}
+
+static void resize(struct world *w, uint64_t ino, off_t size)
+{
+	struct stat st = {.st_size = size};
+
+	OK(fs_setattr(w->fs, ino, FS_SET_SIZE, &st));
+	assert_int_equal(st.st_size, size);
+}
+
+/* ---- names ------------------------------------------------------------------------ */
+
+static void a_name_is_made_found_and_removed(void **state)
+{
+	struct world *w = *state;
+	struct fs_entry e;
+	uint64_t ino = make(w, ROOT_INO, "file");
+
+	assert_int_equal(find(w, ROOT_INO, "file"), ino);
+	assert_int_equal(stat_of(w, ino).st_mode, S_IFREG | 0644);
+	assert_int_equal(stat_of(w, ino).st_uid, 1000);
+	assert_int_equal(fs_mknod(w->fs, &cred, ROOT_INO, "file", 0644, 0, &e),
+			 -EEXIST);
+	OK(fs_unlink(w->fs, ROOT_INO, "file"));
+	assert_int_equal(find(w, ROOT_INO, "file"), 0);
+	assert_int_equal(fs_unlink(w->fs, ROOT_INO, "file"), -ENOENT);
+}
+
+static void names_have_up_to_255_bytes(void **state)
+{
+	struct world *w = *state;
+	char name[258];
+	struct fs_entry e;
+
+	memset(name, 'x', sizeof(name));
+	name[255] = 0;
+	make(w, ROOT_INO, name);
+	name[255] = 'x';
+	name[256] = 0;
+	assert_int_equal(fs_mknod(w->fs, &cred, ROOT_INO, name, 0644, 0, &e),
+			 -ENAMETOOLONG);
+	assert_int_equal(fs_lookup(w->fs, ROOT_INO, name, &e), -ENAMETOOLONG);
+}
+
+static void an_unlinked_file_lives_until_it_is_forgotten(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "open");
+	struct stat st;
+	char c;
+
+	put(w, ino, "still here", 0);
+	OK(fs_unlink(w->fs, ROOT_INO, "open"));
+	assert_int_equal(stat_of(w, ino).st_nlink, 0);
+	assert_int_equal(get(w, ino, &c, 1, 6), 1);
+	assert_int_equal(c, 'h');
+	fs_forget(w->fs, ino, 1);
+	assert_int_equal(fs_getattr(w->fs, ino, &st), -ESTALE);
+}
+
+static void an_unlinked_file_is_gone_after_a_mount(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "open");
+	struct stat st;
+
+	OK(fs_unlink(w->fs, ROOT_INO, "open"));
+	world_again(w);
+	assert_int_equal(fs_getattr(w->fs, ino, &st), -ESTALE);
+}
+
+static void a_file_without_a_name_can_get_one(void **state)
+{
+	struct world *w = *state;
+	struct fs_entry e, f;
+
+	OK(fs_tmpfile(w->fs, &cred, ROOT_INO, 0600, &e));
+	assert_int_equal(e.st.st_nlink, 0);
+	OK(fs_link(w->fs, e.ino, ROOT_INO, "named", &f));
+	assert_int_equal(f.st.st_nlink, 1);
+	fs_forget(w->fs, e.ino, 2);
+	world_again(w);
+	assert_int_equal(find(w, ROOT_INO, "named"), e.ino);
+}
+
+static void links_are_counted(void **state)
+{
+	struct world *w = *state;
+	uint64_t dir = make_dir(w, ROOT_INO, "dir"), ino = make(w, dir, "a");
+	struct fs_entry e;
+
+	OK(fs_link(w->fs, ino, ROOT_INO, "b", &e));
+	assert_int_equal(e.st.st_nlink, 2);
+	assert_int_equal(fs_link(w->fs, ino, ROOT_INO, "b", &e), -EEXIST);
+	assert_int_equal(fs_link(w->fs, dir, ROOT_INO, "c", &e), -EPERM);
+	OK(fs_unlink(w->fs, dir, "a"));
+	assert_int_equal(stat_of(w, ino).st_nlink, 1);
+	assert_int_equal(stat_of(w, ROOT_INO).st_nlink, 3);
+	OK(fs_rmdir(w->fs, ROOT_INO, "dir"));
+	assert_int_equal(stat_of(w, ROOT_INO).st_nlink, 2);
+}
+
+static void a_directory_must_be_empty_to_go(void **state)
+{
+	struct world *w = *state;
+	uint64_t dir = make_dir(w, ROOT_INO, "dir");
+	struct fs_entry e;
+
+	make(w, dir, "in");
+	assert_int_equal(fs_rmdir(w->fs, ROOT_INO, "dir"), -ENOTEMPTY);
+	assert_int_equal(fs_unlink(w->fs, ROOT_INO, "dir"), -EISDIR);
+	assert_int_equal(fs_rmdir(w->fs, dir, "in"), -ENOTDIR);
+	OK(fs_unlink(w->fs, dir, "in"));
+	OK(fs_rmdir(w->fs, ROOT_INO, "dir"));
+	/* It is still held: nothing is found or made in it. */
+	assert_int_equal(fs_lookup(w->fs, dir, "in", &e), -ENOENT);
+	assert_int_equal(fs_mknod(w->fs, &cred, dir, "x", 0644, 0, &e), -ENOENT);
+	assert_int_equal(fs_lookup(w->fs, dir, "..", &e), -ENOENT);
+}
+
+static void a_symlink_says_what_it_was_told(void **state)
+{
+	struct world *w = *state;
+	char target[4096], got[4097];
+	struct fs_entry e;
+
+	memset(target, 't', sizeof(target));
+	target[4095] = 0;
+	OK(fs_symlink(w->fs, &cred, ROOT_INO, "link", target, &e));
+	assert_int_equal(e.st.st_size, 4095);
+	world_again(w);
+	OK(fs_readlink(w->fs, e.ino, got, sizeof(got)));
+	assert_string_equal(got, target);
+}
+
+/* ---- rename -------------------------------------------------------------------------- */
+
+static int ren(struct world *w, uint64_t d, const char *n, uint64_t d2,
+	       const char *n2, unsigned flags)
+{
+	return fs_rename(w->fs, &cred, d, n, d2, n2, flags);
+}
+
+static void rename_replaces(void **state)
+{
+	struct world *w = *state;
+	uint64_t a = make(w, ROOT_INO, "a"), b = make(w, ROOT_INO, "b");
+
+	assert_int_equal(ren(w, ROOT_INO, "a", ROOT_INO, "b", RENAME_NOREPLACE),
+			 -EEXIST);
+	OK(ren(w, ROOT_INO, "a", ROOT_INO, "b", 0));
+	assert_int_equal(find(w, ROOT_INO, "a"), 0);
+	assert_int_equal(find(w, ROOT_INO, "b"), a);
+	assert_int_equal(stat_of(w, b).st_nlink, 0);
+	assert_int_equal(ren(w, ROOT_INO, "a", ROOT_INO, "c", 0), -ENOENT);
+}
+
+static void rename_of_two_names_of_one_file_does_nothing(void **state)
+{
+	struct world *w = *state;
+	uint64_t a = make(w, ROOT_INO, "a");
+	struct fs_entry e;
+
+	OK(fs_link(w->fs, a, ROOT_INO, "b", &e));
+	OK(ren(w, ROOT_INO, "a", ROOT_INO, "b", 0));
+	assert_int_equal(find(w, ROOT_INO, "a"), a);
+	assert_int_equal(find(w, ROOT_INO, "b"), a);
+}
+
+static void rename_moves_directories_with_their_parents(void **state)
+{
+	struct world *w = *state;
+	uint64_t d1 = make_dir(w, ROOT_INO, "d1"), d2 = make_dir(w, ROOT_INO, "d2");
+	uint64_t sub = make_dir(w, d1, "sub");
+
+	OK(ren(w, d1, "sub", d2, "moved", 0));
+	assert_int_equal(find(w, sub, ".."), d2);
+	assert_int_equal(stat_of(w, d1).st_nlink, 2);
+	assert_int_equal(stat_of(w, d2).st_nlink, 3);
+	OK(ren(w, d2, "moved", ROOT_INO, "d1", 0));	/* an empty one goes */
+	assert_int_equal(find(w, ROOT_INO, "d1"), sub);
+	assert_int_equal(stat_of(w, d1).st_nlink, 0);
+	assert_int_equal(stat_of(w, ROOT_INO).st_nlink, 4);
+}
+
+static void rename_refuses_loops_and_wrong_kinds(void **state)
+{
+	struct world *w = *state;
+	uint64_t a = make_dir(w, ROOT_INO, "a"), b = make_dir(w, a, "b");
+
+	make(w, ROOT_INO, "f");
+	make(w, b, "in");
+	assert_int_equal(ren(w, ROOT_INO, "a", b, "a", 0), -EINVAL);
+	assert_int_equal(ren(w, ROOT_INO, "a", a, "a", 0), -EINVAL);
+	assert_int_equal(ren(w, ROOT_INO, "a", b, "in", RENAME_EXCHANGE), -EINVAL);
+	assert_int_equal(ren(w, b, "in", ROOT_INO, "a", RENAME_EXCHANGE), -EINVAL);
+	assert_int_equal(ren(w, ROOT_INO, "f", ROOT_INO, "a", 0), -EISDIR);
+	assert_int_equal(ren(w, ROOT_INO, "a", ROOT_INO, "f", 0), -ENOTDIR);
+	assert_int_equal(ren(w, a, "b", ROOT_INO, "a", 0), -ENOTEMPTY);
+}
+
+static void rename_exchanges(void **state)
+{
+	struct world *w = *state;
+	uint64_t d = make_dir(w, ROOT_INO, "d"), x = make_dir(w, d, "x");
+	uint64_t f = make(w, ROOT_INO, "f");
+
+	OK(ren(w, d, "x", ROOT_INO, "f", RENAME_EXCHANGE));
+	assert_int_equal(find(w, d, "x"), f);
+	assert_int_equal(find(w, ROOT_INO, "f"), x);
+	assert_int_equal(find(w, x, ".."), ROOT_INO);
+	assert_int_equal(stat_of(w, d).st_nlink, 2);
+	assert_int_equal(stat_of(w, ROOT_INO).st_nlink, 4);
+	assert_int_equal(ren(w, d, "none", d, "x", RENAME_EXCHANGE), -ENOENT);
+}
+
+static void rename_leaves_a_whiteout(void **state)
+{
+	struct world *w = *state;
+	uint64_t f = make(w, ROOT_INO, "f"), white;
+
+	OK(ren(w, ROOT_INO, "f", ROOT_INO, "g", RENAME_WHITEOUT));
+	white = find(w, ROOT_INO, "f");
+	assert_int_equal(find(w, ROOT_INO, "g"), f);
+	assert_int_equal(stat_of(w, white).st_mode, S_IFCHR);
+	assert_int_equal(stat_of(w, white).st_rdev, 0);
+}
+
+/* ---- readdir ---------------------------------------------------------------------------- */
+
+struct seen {
+	unsigned count, stop_after;
+	uint64_t next;
+	char last[256];
+};
+
+static int see(void *ctx, const char *name, const struct fs_entry *e, uint64_t next)
+{
+	struct seen *s = ctx;
+
+	(void)e;
+	if (s->count == s->stop_after)
+		return 1;
+	s->count++;
+	s->next = next;
+	snprintf(s->last, sizeof(s->last), "%s", name);
+	return 0;
+}
+
+static void a_listing_meets_each_name_once(void **state)
+{
+	struct world *w = *state;
+	uint64_t dir = make_dir(w, ROOT_INO, "dir");
+	struct seen s = {.stop_after = 1};
+	unsigned total = 0;
+	char name[16];
+
+	for (int i = 0; i < 500; i++) {
+		snprintf(name, sizeof(name), "n%d", i);
+		fs_forget(w->fs, make(w, dir, name), 1);
+	}
+	/* Step by step, removing what was seen and adding new ones. */
+	do {
+		s.count = 0;
+		OK(fs_readdir(w->fs, dir, s.next, false, see, &s));
+		total += s.count;
+		if (s.count && s.last[0] == 'n')
+			OK(fs_unlink(w->fs, dir, s.last));
+	} while (s.count);
+	assert_int_equal(total, 502);
+	OK(fs_rmdir(w->fs, ROOT_INO, "dir"));
+}
+
+static void a_listing_with_attributes_counts_what_was_taken(void **state)
+{
+	struct world *w = *state;
+	uint64_t dir = make_dir(w, ROOT_INO, "dir"), ino[3];
+	struct seen s = {.stop_after = 4};
+	struct stat st;
+	const char *const names[] = {"a", "b", "c"};
+
+	for (int i = 0; i < 3; i++) {
+		ino[i] = make(w, dir, names[i]);
+		fs_forget(w->fs, ino[i], 1);
+	}
+	OK(fs_readdir(w->fs, dir, 0, true, see, &s));	/* . .. a b */
+	for (int i = 0; i < 3; i++)
+		OK(fs_unlink(w->fs, dir, names[i]));
+	OK(fs_getattr(w->fs, ino[0], &st));
+	OK(fs_getattr(w->fs, ino[1], &st));
+	assert_int_equal(fs_getattr(w->fs, ino[2], &st), -ESTALE);
+	fs_forget(w->fs, ino[1], 1);
+	assert_int_equal(fs_getattr(w->fs, ino[1], &st), -ESTALE);
+}
+
+/* ---- attributes ---------------------------------------------------------------------------- */
+
+static void a_setgid_directory_hands_its_group_on(void **state)
+{
+	struct world *w = *state;
+	uint64_t dir = make_dir(w, ROOT_INO, "dir");
+	struct stat st = {.st_gid = 77, .st_mode = 02775};
+	struct fs_entry e;
+
+	OK(fs_setattr(w->fs, dir, FS_SET_GID, &st));
+	st.st_mode = 02775;
+	OK(fs_setattr(w->fs, dir, FS_SET_MODE, &st));
+	assert_int_equal(stat_of(w, make(w, dir, "f")).st_gid, 77);
+	OK(fs_mkdir(w->fs, &cred, dir, "d", 0777, &e));
+	assert_int_equal(e.st.st_gid, 77);
+	assert_int_equal(e.st.st_mode, S_IFDIR | 02755);
+}
+
+static void chown_and_writes_take_privileges(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f");
+	struct stat st = {.st_mode = 06755};
+
+	OK(fs_setattr(w->fs, ino, FS_SET_MODE, &st));
+	OK(fs_setxattr(w->fs, &cred, ino, "security.capability", "x", 1, 0));
+	put(w, ino, "x", 0);			/* by root: not the bits */
+	assert_int_equal(stat_of(w, ino).st_mode & 07777, 06755);
+	assert_int_equal(fs_getxattr(w->fs, ino, "security.capability", NULL, 0),
+			 -ENODATA);
+	assert_int_equal(fs_write(w->fs, ino, "x", 1, 0, FS_WRITE_KILL_SUID), 1);
+	assert_int_equal(stat_of(w, ino).st_mode & 07777, 0755);
+	st.st_mode = 06755;
+	OK(fs_setattr(w->fs, ino, FS_SET_MODE, &st));
+	st.st_uid = 5;
+	OK(fs_setattr(w->fs, ino, FS_SET_UID, &st));
+	assert_int_equal(st.st_mode & 07777, 0755);
+}
+
+static void flags_forbid(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f");
+	uint32_t flags = FS_IMMUTABLE_FL, got, projid;
+	struct stat st = {.st_mode = 0600};
+	struct fs_entry e;
+
+	OK(fs_setflags(w->fs, ino, &flags, NULL));
+	OK(fs_getflags(w->fs, ino, &got, &projid));
+	assert_int_equal(got, flags);
+	assert_int_equal(fs_unlink(w->fs, ROOT_INO, "f"), -EPERM);
+	assert_int_equal(fs_write(w->fs, ino, "x", 1, 0, 0), -EPERM);
+	assert_int_equal(fs_setattr(w->fs, ino, FS_SET_MODE, &st), -EPERM);
+	assert_int_equal(fs_link(w->fs, ino, ROOT_INO, "g", &e), -EPERM);
+	assert_int_equal(ren(w, ROOT_INO, "f", ROOT_INO, "g", 0), -EPERM);
+	flags = FS_APPEND_FL;
+	OK(fs_setflags(w->fs, ino, &flags, NULL));
+	put(w, ino, "abc", 0);
+	put(w, ino, "def", 3);
+	assert_int_equal(fs_write(w->fs, ino, "x", 1, 0, 0), -EPERM);
+	assert_int_equal(fs_setattr(w->fs, ino, FS_SET_SIZE, &st), -EPERM);
+	flags = 0;
+	OK(fs_setflags(w->fs, ino, &flags, NULL));
+	OK(fs_unlink(w->fs, ROOT_INO, "f"));
+}
+
+static void xattrs_of_all_sizes_are_kept(void **state)
+{
+	static const size_t sizes[] = {0, 1, 639, 640, 641, 4096, 65536};
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f");
+	char *in = malloc(65536), *out = malloc(65536), name[32];
+
+	for (size_t i = 0; i < 65536; i++)
+		in[i] = (char)(i * 7);
+	for (int i = 0; i < 7; i++) {
+		snprintf(name, sizeof(name), "user.x%d", i);
+		OK(fs_setxattr(w->fs, &cred, ino, name, in, sizes[i], 0));
+	}
+	world_again(w);
+	for (int i = 0; i < 7; i++) {
+		snprintf(name, sizeof(name), "user.x%d", i);
+		assert_int_equal(fs_getxattr(w->fs, ino, name, out, 65536),
+				 sizes[i]);
+		assert_memory_equal(in, out, sizes[i]);
+	}
+	assert_int_equal(fs_getxattr(w->fs, ino, "user.x3", out, 10), -ERANGE);
+	assert_int_equal(fs_listxattr(w->fs, ino, out, 65536), 7 * 8);
+	assert_int_equal(fs_setxattr(w->fs, &cred, ino, "user.x0", "y", 1,
+				     XATTR_CREATE), -EEXIST);
+	assert_int_equal(fs_setxattr(w->fs, &cred, ino, "user.y", "y", 1,
+				     XATTR_REPLACE), -ENODATA);
+	assert_int_equal(fs_setxattr(w->fs, &cred, ino, "other.y", "y", 1, 0),
+			 -EOPNOTSUPP);
+	assert_int_equal(fs_setxattr(w->fs, &cred, ino, "user.big", in, 65537, 0),
+			 -E2BIG);
+	OK(fs_removexattr(w->fs, &cred, ino, "user.x6"));
+	assert_int_equal(fs_removexattr(w->fs, &cred, ino, "user.x6"), -ENODATA);
+	free(in);
+	free(out);
+}
+
+/* user::rw-, user:7:rwx, group::r-x, mask::rwx, other::r-- */
+static const uint8_t acl[] = {2, 0, 0, 0,
+	0x01, 0, 6, 0, 0xff, 0xff, 0xff, 0xff,
+	0x02, 0, 7, 0, 7, 0, 0, 0,
+	0x04, 0, 5, 0, 0xff, 0xff, 0xff, 0xff,
+	0x10, 0, 7, 0, 0xff, 0xff, 0xff, 0xff,
+	0x20, 0, 4, 0, 0xff, 0xff, 0xff, 0xff};
+#define ACL_MASK_PERM 30	/* offset of the mask's permissions */
+
+static void acls_follow_modes_and_modes_acls(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f");
+	struct stat st = {.st_mode = 0640};
+	uint8_t got[sizeof(acl)];
+
+	OK(fs_setxattr(w->fs, &cred, ino, ACL_ACCESS, acl, sizeof(acl), 0));
+	assert_int_equal(stat_of(w, ino).st_mode & 07777, 0674);
+	OK(fs_setattr(w->fs, ino, FS_SET_MODE, &st));
+	assert_int_equal(fs_getxattr(w->fs, ino, ACL_ACCESS, got, sizeof(got)),
+			 sizeof(acl));
+	assert_int_equal(got[ACL_MASK_PERM], 4);
+	assert_int_equal(got[sizeof(acl) - 6], 0);
+}
+
+static void default_acls_are_inherited(void **state)
+{
+	struct world *w = *state;
+	uint64_t dir = make_dir(w, ROOT_INO, "d"), f;
+	uint8_t got[sizeof(acl)];
+	struct fs_entry e;
+
+	OK(fs_setxattr(w->fs, &cred, dir, ACL_DEFAULT, acl, sizeof(acl), 0));
+	f = make(w, dir, "f");			/* 0644, and no umask */
+	assert_int_equal(stat_of(w, f).st_mode & 07777, 0644);
+	assert_int_equal(fs_getxattr(w->fs, f, ACL_ACCESS, got, sizeof(got)),
+			 sizeof(acl));
+	assert_int_equal(got[ACL_MASK_PERM], 4);
+	assert_int_equal(fs_getxattr(w->fs, f, ACL_DEFAULT, NULL, 0), -ENODATA);
+	OK(fs_mkdir(w->fs, &cred, dir, "d", 0777, &e));
+	assert_int_equal(e.st.st_mode & 07777, 0674);
+	assert_int_equal(fs_getxattr(w->fs, e.ino, ACL_DEFAULT, got, sizeof(got)),
+			 sizeof(acl));
+	assert_memory_equal(got, acl, sizeof(acl));
+}
+
+/* ---- contents: against a model ----------------------------------------------------------------- */
+
+#define MODEL_BYTES (3 << 20)
+
+struct model {
+	uint64_t ino;
+	size_t size;
+	uint8_t *bytes;
+};
+
+static size_t pick(size_t n) { return n ? (size_t)rand_r(&seed) % n : 0; }
+
+/* Mostly small, sometimes aligned, sometimes large. */
+static size_t pick_len(void)
+{
+	switch (pick(4)) {
+	case 0:
+		return 1 + pick(100);
+	case 1:
+		return BLOCK * (1 + pick(16));
+	case 2:
+		return 1 + pick(20000);
+	default:
+		return 1 + pick(600000);
+	}
+}
+
+static size_t pick_off(size_t limit)
+{
+	size_t off = pick(limit);
+
+	return pick(3) ? off : off & ~(size_t)(BLOCK - 1);
+}
+
+static void model_extend(struct model *m, size_t to)
+{
+	if (to <= m->size)
+		return;
+	memset(m->bytes + m->size, 0, to - m->size);
+	m->size = to;
+}
+
+static void model_check(struct world *w, struct model *m)
+{
+	uint8_t *got = malloc(MODEL_BYTES + 1);
+	ssize_t n = get(w, m->ino, got, MODEL_BYTES + 1, 0);
+
+	assert_int_equal(stat_of(w, m->ino).st_size, m->size);
+	assert_int_equal(n, m->size);
+	for (size_t i = 0; i < m->size; i++)
+		if (got[i] != m->bytes[i])
+			fail_msg("byte %zu of %zu is %02x, not %02x", i, m->size,
+				 got[i], m->bytes[i]);
+	free(got);
+}
+
+static void step_write(struct world *w, struct model *m)
+{
+	size_t off = pick_off(MODEL_BYTES - 1), len = pick_len();
+	uint8_t fill = (uint8_t)(1 + pick(255));
+	size_t old = m->size;
+
+	if (len > MODEL_BYTES - off)
+		len = MODEL_BYTES - off;
+	if (off + len > m->size)
+		model_extend(m, off + len);
+	(void)old;
+	for (size_t i = 0; i < len; i++)
+		m->bytes[off + i] = (uint8_t)(fill + i % 251);
+	assert_int_equal(fs_write(w->fs, m->ino, m->bytes + off, len, (off_t)off,
+				  0), len);
+}
+
+static void step_resize(struct world *w, struct model *m)
+{
+	size_t to = pick_off(MODEL_BYTES);
+
+	resize(w, m->ino, (off_t)to);
+	if (to > m->size)
+		model_extend(m, to);
+	m->size = to;
+}
+
+static void step_fallocate(struct world *w, struct model *m)
+{
+	static const int modes[] = {
+		0, FALLOC_FL_KEEP_SIZE,
+		FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		FALLOC_FL_ZERO_RANGE,
+		FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE};
+	size_t off = pick_off(MODEL_BYTES - 1), len = pick_len();
+	int mode = modes[pick(5)];
+
+	if (len > MODEL_BYTES - off)
+		len = MODEL_BYTES - off;
+	OK(fs_fallocate(w->fs, m->ino, mode, (off_t)off, (off_t)len));
+	if (!(mode & FALLOC_FL_KEEP_SIZE))
+		model_extend(m, off + len);
+	if (mode & ~FALLOC_FL_KEEP_SIZE)
+		for (size_t i = off; i < off + len && i < m->size; i++)
+			m->bytes[i] = 0;
+}
+
+static void step_copy(struct world *w, struct model *a, struct model *b)
+{
+	size_t off = pick_off(a->size), to = pick_off(MODEL_BYTES / 2);
+	size_t len = pick_len();
+	ssize_t n;
+
+	if (!pick(3))
+		to = (to & ~(size_t)(BLOCK - 1)) | (off & (BLOCK - 1));
+	if (len > MODEL_BYTES - to)
+		len = MODEL_BYTES - to;
+	n = fs_copy_file_range(w->fs, a->ino, (off_t)off, b->ino, (off_t)to, len);
+	if (n == -EINVAL && a == b)
+		return;
+	OK(n);
+	assert_int_equal(n, off >= a->size ? 0
+			 : len < a->size - off ? len : a->size - off);
+	if (!n)
+		return;
+	model_extend(b, to + (size_t)n);
+	memcpy(b->bytes + to, a->bytes + off, (size_t)n);
+}
+
+static void step_seek(struct world *w, struct model *m)
+{
+	off_t at = 0, hole;
+
+	/* What lies between data must be zero, and the walk must end. */
+	while ((at = fs_lseek(w->fs, m->ino, at, SEEK_HOLE)) >= 0 &&
+	       (size_t)at < m->size) {
+		hole = at;
+		at = fs_lseek(w->fs, m->ino, at, SEEK_DATA);
+		if (at < 0)
+			at = (off_t)m->size;
+		assert_true(at > hole);
+		for (off_t i = hole; i < at; i++)
+			assert_int_equal(m->bytes[i], 0);
+	}
+}
+
+static void contents_are_those_of_a_model(void **state)
+{
+	struct world *w = *state;
+	struct model m[2];
+
+	for (int i = 0; i < 2; i++) {
+		m[i].ino = make(w, ROOT_INO, i ? "b" : "a");
+		m[i].size = 0;
+		m[i].bytes = calloc(1, MODEL_BYTES);
+	}
+	for (int step = 0; step < 1500; step++) {
+		struct model *x = &m[pick(2)];
+
+		switch (pick(8)) {
+		case 0: case 1: case 2:
+			step_write(w, x);
+			break;
+		case 3:
+			step_resize(w, x);
+			break;
+		case 4:
+			step_fallocate(w, x);
+			break;
+		case 5: case 6:
+			step_copy(w, x, &m[pick(2)]);
+			break;
+		default:
+			step_seek(w, x);
+		}
+		if (!pick(20))
+			model_check(w, &m[pick(2)]);
+		if (!pick(100))
+			OK(volume_tick(w->v));
+		if (!pick(300))
+			world_again(w);
+	}
+	for (int i = 0; i < 2; i++) {
+		model_check(w, &m[i]);
+		free(m[i].bytes);
+	}
+}
+
+static void blocks_come_back(void **state)
+{
+	struct world *w = *state;
+	struct statvfs before, after;
+	uint64_t ino;
+	char *buf = malloc(1 << 20);
+
+	memset(buf, 'x', 1 << 20);
+	OK(volume_checkpoint(w->v));
+	fs_statfs(w->fs, &before);
+	ino = make(w, ROOT_INO, "f");
+	for (int i = 0; i < 16; i++)
+		OK(fs_write(w->fs, ino, buf, 1 << 20, (off_t)i << 20, 0));
+	assert_int_equal(stat_of(w, ino).st_blocks, 16 << 11);
+	OK(fs_fallocate(w->fs, ino, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			1 << 20, 4 << 20));
+	assert_int_equal(stat_of(w, ino).st_blocks, 12 << 11);
+	resize(w, ino, 6 << 20);
+	assert_int_equal(stat_of(w, ino).st_blocks, 2 << 11);
+	OK(fs_unlink(w->fs, ROOT_INO, "f"));
+	fs_forget(w->fs, ino, 1);
+	OK(volume_checkpoint(w->v));
+	OK(volume_checkpoint(w->v));
+	fs_statfs(w->fs, &after);
+	assert_in_range(after.f_bfree, before.f_bfree - 64, before.f_bfree + 64);
+	free(buf);
+}
+
+static void a_full_volume_can_be_emptied_and_filled_again(void **state)
+{
+	struct world *w = *state;
+	char *buf = malloc(1 << 20), name[16];
+	unsigned filled[2];
+
+	memset(buf, 'x', 1 << 20);
+	for (int round = 0; round < 2; round++) {
+		ssize_t n = 1;
+
+		for (filled[round] = 0; n > 0; filled[round] += n > 0) {
+			struct fs_entry e;
+
+			snprintf(name, sizeof(name), "f%u", filled[round]);
+			n = fs_mknod(w->fs, &cred, ROOT_INO, name, 0644, 0, &e);
+			if (n < 0)
+				break;
+			fs_forget(w->fs, e.ino, 1);
+			n = fs_write(w->fs, e.ino, buf, 1 << 20, 0, 0);
+		}
+		assert_int_equal(n, -ENOSPC);
+		assert_true(filled[round] > 40);
+		/* What is there can be written again. */
+		assert_int_equal(fs_write(w->fs, find(w, ROOT_INO, "f0"), buf,
+					  BLOCK, 0, 0), BLOCK);
+		for (unsigned i = 0; i <= filled[round]; i++) {
+			snprintf(name, sizeof(name), "f%u", i);
+			if (find(w, ROOT_INO, name))
+				OK(fs_unlink(w->fs, ROOT_INO, name));
+		}
+	}
+	assert_in_range(filled[1], filled[0] - 1, filled[0] + 1);
+	free(buf);
+}
+
+/* ---- threads -------------------------------------------------------------------------------------- */
+
+#define STORM_DIRS 4
+#define STORM_NAMES 6
+
+struct storm {
+	struct world *w;
+	uint64_t dir[STORM_DIRS];
+	unsigned seed;
+};
+
+static int storm_allowed(int err)
+{
+	switch (err) {
+	case 0: case -ENOENT: case -EEXIST: case -ENOTEMPTY: case -EISDIR:
+	case -ENOTDIR: case -EINVAL: case -EPERM: case -ESTALE:
+		return 1;
+	}
+	return err > 0;
+}
+
+static void *storm_run(void *arg)
+{
+	struct storm *s = arg;
+	struct fs *fs = s->w->fs;
+
+	for (int i = 0; i < 3000; i++) {
+		uint64_t d = s->dir[rand_r(&s->seed) % STORM_DIRS];
+		uint64_t d2 = s->dir[rand_r(&s->seed) % STORM_DIRS];
+		char n[2] = {(char)('a' + rand_r(&s->seed) % STORM_NAMES), 0};
+		char n2[2] = {(char)('a' + rand_r(&s->seed) % STORM_NAMES), 0};
+		struct fs_entry e = {0};
+		bool counted = false;
+		int err;
+
+		switch (rand_r(&s->seed) % 8) {
+		case 0:
+			err = fs_mknod(fs, &cred, d, n, 0644, 0, &e);
+			counted = !err;
+			break;
+		case 1:
+			err = fs_mkdir(fs, &cred, d, n, 0755, &e);
+			counted = !err;
+			break;
+		case 2:
+			err = fs_unlink(fs, d, n);
+			break;
+		case 3:
+			err = fs_rmdir(fs, d, n);
+			break;
+		case 4:
+			err = fs_rename(fs, &cred, d, n, d2, n2, 0);
+			break;
+		case 5:
+			err = fs_rename(fs, &cred, d, n, d2, n2, RENAME_EXCHANGE);
+			break;
+		case 6:
+			err = fs_lookup(fs, d, n, &e);
+			counted = !err;
+			if (counted && S_ISREG(e.st.st_mode))
+				err = (int)fs_write(fs, e.ino, n, 1, 5000, 0);
+			break;
+		default:
+			err = fs_lookup(fs, d, n, &e);
+			counted = !err;
+			if (!err && !fs_link(fs, e.ino, d2, n2, &e))
+				fs_forget(fs, e.ino, 1);
+		}
+		if (counted)
+			fs_forget(fs, e.ino, 1);
+		if (!storm_allowed(err))
+			return (void *)(intptr_t)err;
+	}
+	return NULL;
+}
+
+static int tally(void *ctx, const char *name, const struct fs_entry *e, uint64_t next)
+{
+	unsigned *dirs = ctx;
+
+	(void)next;
+	if (strcmp(name, ".") && strcmp(name, "..") && S_ISDIR(e->st.st_mode))
+		++*dirs;
+	return 0;
+}
+
+static void threads_leave_the_counts_right(void **state)
+{
+	struct world *w = *state;
+	struct storm s[4];
+	pthread_t t[4];
+	char name[8];
+	void *err;
+
+	for (int i = 0; i < STORM_DIRS; i++) {
+		snprintf(name, sizeof(name), "dir%d", i);
+		s[0].dir[i] = make_dir(w, ROOT_INO, name);
+	}
+	for (int i = 0; i < 4; i++) {
+		memcpy(s[i].dir, s[0].dir, sizeof(s[0].dir));
+		s[i].w = w;
+		s[i].seed = seed + (unsigned)i;
+		pthread_create(&t[i], NULL, storm_run, &s[i]);
+	}
+	for (int i = 0; i < 4; i++) {
+		pthread_join(t[i], &err);
+		OK((intptr_t)err);
+	}
+	world_again(w);
+	for (int i = 0; i < STORM_DIRS; i++) {
+		unsigned dirs = 0;
+
+		OK(fs_readdir(w->fs, s[0].dir[i], 0, false, tally, &dirs));
+		assert_int_equal(stat_of(w, s[0].dir[i]).st_nlink, 2 + dirs);
+	}
+}
+
+static void lookup_counts_are_exact(void **state)
+{
+	enum { INOS = 3000 };
+	unsigned *model = calloc(INOS, sizeof(*model));
+	struct counts *c = malloc(sizeof(*c));
+
+	(void)state;
+	counts_init(c);
+	for (int i = 0; i < 300000; i++) {
+		/* Waves, so that the tables grow and shrink. */
+		bool add = pick(100) < ((i / 30000) % 2 ? 30u : 70u);
+		size_t ino = pick(INOS);
+
+		if (add) {
+			OK(counts_add(c, ino + 1));
+			model[ino]++;
+		} else if (model[ino]) {
+			assert_false(counts_sub(c, ino + 1, 1));
+			model[ino]--;
+		}
+	}
+	for (size_t ino = 0; ino < INOS; ino++) {
+		/* No entry: to be freed at once. Else with the last count. */
+		bool now = counts_orphan(c, ino + 1);
+
+		assert_int_equal(now, !model[ino]);
+		if (!now && model[ino] > 1)
+			assert_false(counts_sub(c, ino + 1, model[ino] - 1));
+		if (!now)
+			assert_true(counts_sub(c, ino + 1, 1));
+		assert_int_equal(counts_add(c, ino + 1), -ESTALE);
+		counts_evicted(c, ino + 1);
+	}
+	for (int i = 0; i < COUNT_SHARDS; i++)
+		assert_int_equal(c->shard[i].used, 0);
+	counts_fini(c);
+	free(c);
+	free(model);
+}
+
+#define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(a_name_is_made_found_and_removed),
+		TEST(names_have_up_to_255_bytes),
+		TEST(an_unlinked_file_lives_until_it_is_forgotten),
+		TEST(an_unlinked_file_is_gone_after_a_mount),
+		TEST(a_file_without_a_name_can_get_one),
+		TEST(links_are_counted),
+		TEST(a_directory_must_be_empty_to_go),
+		TEST(a_symlink_says_what_it_was_told),
+		TEST(rename_replaces),
+		TEST(rename_of_two_names_of_one_file_does_nothing),
+		TEST(rename_moves_directories_with_their_parents),
+		TEST(rename_refuses_loops_and_wrong_kinds),
+		TEST(rename_exchanges),
+		TEST(rename_leaves_a_whiteout),
+		TEST(a_listing_meets_each_name_once),
+		TEST(a_listing_with_attributes_counts_what_was_taken),
+		TEST(a_setgid_directory_hands_its_group_on),
+		TEST(chown_and_writes_take_privileges),
+		TEST(flags_forbid),
+		TEST(xattrs_of_all_sizes_are_kept),
+		TEST(acls_follow_modes_and_modes_acls),
+		TEST(default_acls_are_inherited),
+		TEST(contents_are_those_of_a_model),
+		TEST(blocks_come_back),
+		TEST(a_full_volume_can_be_emptied_and_filled_again),
+		TEST(threads_leave_the_counts_right),
+		cmocka_unit_test(lookup_counts_are_exact),
+	};
+	const char *given = getenv("SEED");
+
+	seed = given ? (unsigned)strtoul(given, NULL, 0) : (unsigned)time(NULL);
+	fprintf(stderr, "SEED=%u\n", seed);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

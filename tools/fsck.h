@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#ifndef SPACEWEAVE_FSCK_H
+#define SPACEWEAVE_FSCK_H
+
+/*
+ * What the passes of fsck.spaceweave share. One thread.
+ *
+ * A round looks at the volume once: at the superblocks and the journal as they
+ * stand in the image, then at the volume as it is after replay, opened
+ * read-only. The tree of files is walked once, in order of inode numbers;
+ * what a pass has to know of all inodes together goes into a table (24 bytes
+ * an inode, with its index less than 40), what it has to know of all blocks
+ * into a sparse bitmap (a bit a block where there are any). Only when
+ * something does not add up is the tree walked again, to name names.
+ */
+
+#include "meta/meta.h"
+#include "tools/cli.h"
+#include "tools/problem.h"
+
+#include <errno.h>
+
+/* ---- all inodes -------------------------------------------------------------- */
+
+#define INO_SEEN 0x01u		/* it has an inode item */
+#define INO_ORPHAN 0x02u	/* it is in the list of orphans */
+#define INO_INTENT 0x04u
+#define INO_SHARED 0x08u	/* it is marked to have shared blocks */
+#define INO_SHARES 0x10u	/* it has */
+#define INO_TYPE_ODD 0x20u	/* an entry says another type */
+#define INO_NAMED 0x40u		/* second look: its first entry was met */
+#define INO_ODD_MODE 0x80u	/* it is no known kind of file */
+
+struct ino_rec {
+	uint64_t ino;
+	uint32_t nlink;		/* as the inode says */
+	uint32_t links;		/* entries for it */
+	uint32_t dir;		/* of a directory: its place in dirs[], + 1 */
+	uint8_t flags;		/* INO_ */
+	uint8_t type;		/* DT_, by its mode */
+	uint8_t entry_type;	/* DT_, by its first entry */
+	uint8_t reserved;
+};
+
+struct dir_rec {
+	uint64_t ino;
+	uint64_t parent;	/* as the inode says */
+	uint64_t from;		/* directory that has an entry for it */
+	uint32_t subdirs;
+	uint32_t round;		/* of the search for cycles that met it */
+	bool cycle;		/* it is among its own parents */
+	bool suspect;		/* its entries and its indexes do not agree */
+};
+
+struct ino_table {
+	struct ino_rec *rec;
+	size_t count, room;
+	uint32_t *hash;		/* place in rec[] + 1; 0 none */
+	size_t mask;
+	struct dir_rec *dirs;
+	size_t dir_count, dir_room;
+};
+
+/* NULL when there is no such inode. */
+struct ino_rec *ino_find(const struct ino_table *t, uint64_t ino);
+/* Find it or make it. NULL when memory is short. */
+struct ino_rec *ino_need(struct ino_table *t, uint64_t ino);
+/* The directory's record, made if need be. Invalid after the next of these. */
+struct dir_rec *dir_need(struct ino_table *t, struct ino_rec *r);
+void ino_fini(struct ino_table *t);
+
+/* ---- all blocks --------------------------------------------------------------- */
+
+/* A set of blocks: pages of bits, made when a bit in them is set. */
+#define BLOCKS_PAGE 32768u
+struct blocks {
+	uint8_t **page;
+	uint64_t pages;
+};
+
+int blocks_init(struct blocks *b, uint64_t blocks);
+void blocks_fini(struct blocks *b);
+/*
+ * Put [start, start + len) in. *twice is how many of them, from start on, were
+ * in already (0: none; then all are put in). Put in what follows by calling
+ * again. Returns the blocks dealt with, or -ENOMEM.
+ */
+int64_t blocks_put(struct blocks *b, uint64_t start, uint64_t len, bool *twice);
+/* The page's bits, or NULL when it is empty. */
+const uint8_t *blocks_page(const struct blocks *b, uint64_t page);
+
+/* ---- a list of extents --------------------------------------------------------- */
+
+struct runs {
+	struct extent *v;
+	size_t count, room;
+};
+int runs_add(struct runs *r, uint64_t start, uint64_t len);
+/* By start. */
+void runs_sort(struct runs *r);
+/* Sorted, without overlaps: does one meet [start, start + len)? */
+bool runs_meet(const struct runs *r, uint64_t start, uint64_t len);
+
+/* ---- what is shared ------------------------------------------------------------- */
+
+struct ref_run {
+	uint64_t start, len;
+	uint32_t count;
+};
+
+struct intent_run {
+	uint64_t ino, from, to;
+};
+
+/* What is to be done once the round is over and the volume open for writing. */
+enum repair_kind {
+	REPAIR_ATTR,		/* set inode `ino`'s field `a` to `b` */
+	REPAIR_ENTRY_REMOVE,	/* name in dir `a` */
+	REPAIR_ENTRY_TYPE,	/* name in dir `a` to type `b` */
+	REPAIR_ENTRY_INDEX,	/* entry name in dir `a` gets an index */
+	REPAIR_INDEX_ENTRY,	/* index `b` of dir `a` gets its entry */
+	REPAIR_INDEX_SET,	/* index `b` of dir `a` as its entry has it */
+	REPAIR_ROOT,		/* make the root directory */
+	REPAIR_LOST,		/* ino into lost+found */
+	REPAIR_ORPHAN_ADD,
+	REPAIR_ORPHAN_REMOVE,
+	REPAIR_CUT,		/* ino from file block `a` on */
+	REPAIR_XATTR_REMOVE,	/* name of ino */
+	REPAIR_SPACE,		/* blocks from `a` on, `b` of them: used or free */
+	REPAIR_ITEM_REMOVE,	/* the item of table `a` whose key is name */
+	REPAIR_REF,		/* blocks `a`, `b` of them, have `ino` references */
+	REPAIR_REPLAY,		/* open for writing and close: no more */
+	REPAIR_SUPER,		/* superblock's field `a` to `b`; see pass1.c */
+};
+
+enum repair_field {
+	FIELD_NLINK,
+	FIELD_SIZE,
+	FIELD_BLKS,
+	FIELD_PARENT,
+	FIELD_NEXT_INDEX,
+	FIELD_XATTRS,
+	FIELD_SHARED,
+	FIELD_FLAGS,
+	FIELD_MODE,
+	FIELD_ATIME,
+	FIELD_MTIME,
+	FIELD_CTIME,
+	FIELD_BTIME,
+	SUPER_FREE = 100,
+	SUPER_INODES,
+	SUPER_NEXT_INO,
+	SUPER_NODES,		/* + table */
+	SUPER_ITEMS = SUPER_NODES + TABLES_MAX,
+};
+
+struct repair {
+	enum repair_kind kind;
+	enum problem_id id;
+	uint64_t ino, a, b;
+	uint16_t name_len;
+	char *name;
+};
+
+struct repairs {
+	struct repair *v;
+	size_t count, room;
+};
+
+/* ---- a run of the program --------------------------------------------------------- */
+
+struct fsck {
+	/* what was asked */
+	const char *path;
+	enum problem_mode mode;
+	bool force, verbose, debug, data;
+	int slot_wanted;		/* -b; -1 */
+
+	/* what is looked at */
+	struct image *im;
+	struct volume *v;
+	bool live;			/* somebody holds it for writing */
+	bool super_good;		/* pass 1 found one: */
+	struct disk_super super;
+	unsigned slot;
+	unsigned shift;
+	uint64_t blocks;
+	uint64_t per_bitmap;		/* blocks a bitmap covers */
+	uint64_t groups;		/* in the journal, after its tail */
+	uint64_t changes;		/* of them, those that change items */
+
+	/* what the passes know */
+	struct ino_table inodes;
+	struct blocks owned;
+	struct runs twice;		/* owned more than once, as first seen */
+	struct ref_run *refs;
+	size_t ref_count, ref_room;
+	struct runs shared;		/* each reference to blocks in refs */
+	struct intent_run *intents;
+	size_t intent_count, intent_room;
+	uint32_t *chunk_free;		/* of each ALLOC_CHUNK, by the bitmaps */
+	uint64_t free_blks;		/* by the bitmaps */
+	uint64_t data_blks;		/* verified */
+	uint64_t inode_count;
+	uint64_t next_ino_want;		/* 0: the superblock has it right */
+	uint64_t nodes[TABLES], items[TABLES];
+	bool refs_anew;			/* a reference count is to be corrected */
+	bool drop_lost;			/* items without an inode are to go */
+	bool look_again;		/* the second walk is needed */
+	bool incomplete;		/* nodes are lost: counts mean little */
+	bool lost[TABLES];		/* of these tables */
+	bool keep_blocks;		/* free none: who owns them is in doubt */
+	bool bitmaps_lost;		/* some cannot be read */
+	struct repairs repairs;
+	char text[160];			/* for a finding's `what` */
+};
+
+/*
+ * Each returns 0, or a negative errno when it cannot go on (memory, the image
+ * cannot be read): then the round ends. Findings are no errors.
+ */
+int pass1(struct fsck *f);	/* superblocks and backups */
+int pass2(struct fsck *f);	/* journal */
+int pass3(struct fsck *f);	/* table of references, orphans and intents */
+int pass4(struct fsck *f);	/* files: the walk; inodes, xattrs, symlinks */
+int pass5(struct fsck *f);	/* directories: links, parents, connectivity */
+int pass6(struct fsck *f);	/* link counts, orphans, intents */
+int pass7(struct fsck *f);	/* references of shared blocks */
+int pass8(struct fsck *f);	/* bitmaps against owners, counts */
+int pass9(struct fsck *f);	/* the allocator over the same bitmaps */
+int second_look(struct fsck *f);	/* names of what 5 and 7 found */
+
+/* Repairs that wait for a volume open for writing. */
+int repair_later(struct fsck *f, const struct repair *r);
+int repair_all(struct fsck *f);
+int repair_super(struct fsck *f);
+void repairs_fini(struct repairs *r);
+
+/* ---- helpers of the passes ---------------------------------------------------------- */
+
+static inline uint64_t key64(const uint8_t *p)
+{
+	uint64_t x;
+
+	__builtin_memcpy(&x, p, 8);
+	return LE_SWAP64(__builtin_bswap64(x));
+}
+
+/* printf into f->text, which is returned. */
+const char *fsck_text(struct fsck *f, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+const char *table_name(enum table t);
+
+/*
+ * Walk a table: checks places and order, marks nodes as owned, reports what is
+ * lost, and gives each item to `item` (may be NULL).
+ */
+int fsck_walk(struct fsck *f, enum table t,
+	      int (*item)(struct fsck *f, const uint8_t *key, size_t klen,
+			  const uint8_t *val, size_t vlen));
+/* Mark blocks as owned by inode `ino` (0: the volume). Shared ones are noted. */
+int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len);
+/*
+ * References to blocks, each an extent: fn is told of stretches of one count,
+ * in order, from block 0 to the volume's end.
+ */
+int refs_sweep(struct fsck *f, const struct runs *refs,
+	       int (*fn)(struct fsck *f, uint64_t from, uint64_t to,
+			 uint64_t count));
+/* Is [start, start + len) within the blocks that the allocator deals in? */
+bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len);
+
+/* One item of an inode's, for the walk of pass 4. */
+struct cur;
+int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
+	     size_t vlen);
+int map_end(struct fsck *f, struct cur *c);
+int dirent_item(struct fsck *f, struct cur *c, const char *name, size_t len,
+		const uint8_t *val, size_t vlen);
+int index_item(struct fsck *f, struct cur *c, uint64_t index,
+	       const uint8_t *val, size_t vlen);
+const char *name_wrong(const char *name, size_t len);
+int dir_end(struct fsck *f, struct cur *c);
+
+/* The inode whose items are passing by. */
+struct cur {
+	uint64_t ino;
+	bool seen;			/* the inode item was there */
+	bool odd;			/* and of no known kind */
+	struct attr a;
+	/* xattrs */
+	uint32_t xattrs;
+	char xname[256];
+	uint32_t xbytes, xgot;
+	unsigned xpiece;
+	bool xopen;
+	/* symlink */
+	uint64_t target_bytes;
+	unsigned target_pieces;
+	bool target_gap;
+	/* map */
+	uint64_t map_end, blks;
+	const struct intent_run *intent;
+	bool beyond;			/* said so once */
+	/* directory */
+	uint64_t entries, indexes, entry_sum, index_sum, index_max;
+	const char *foreign;		/* items of another kind of file */
+};
+
+#endif

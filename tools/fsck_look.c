@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The second look: the first found that something does not add up, this one
+ * says what, by name: entries whose inodes are missing or of another type,
+ * entries and indexes that do not match, owners of blocks that have several.
+ */
+#include "tools/fsck.h"
+
+#include <dirent.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct ent {
+	uint64_t ino, index;
+	uint8_t type, len;
+	char name[255];
+};
+
+struct ents {
+	struct ent *v;
+	size_t count, room;
+};
+
+struct look {
+	struct fsck *f;
+	uint64_t dir;			/* whose entries are being collected */
+	struct ents entries, indexes;
+	struct runs shares;		/* owned by files, by several of them */
+};
+
+static int ents_add(struct ents *s, uint64_t ino, uint64_t index, uint8_t type,
+		    const void *name, size_t len)
+{
+	struct ent *e;
+
+	if (s->count == s->room) {
+		size_t room = s->room ? s->room * 2 : 64;
+
+		e = realloc(s->v, room * sizeof(*e));
+		if (!e)
+			return -ENOMEM;
+		s->v = e;
+		s->room = room;
+	}
+	e = &s->v[s->count++];
+	e->ino = ino;
+	e->index = index;
+	e->type = type;
+	e->len = (uint8_t)len;
+	memcpy(e->name, name, len);
+	return 0;
+}
+
+static int ent_cmp(const void *a, const void *b)
+{
+	const struct ent *x = a, *y = b;
+
+	return (x->index > y->index) - (x->index < y->index);
+}
+
+static int later(struct fsck *f, enum repair_kind kind, enum problem_id id,
+		 uint64_t dir, const struct ent *e, uint64_t b)
+{
+	struct repair r = {.kind = kind,
+			   .id = id,
+			   .ino = e->ino,
+			   .a = dir,
+			   .b = b,
+			   .name = (char *)e->name,
+			   .name_len = e->len};
+
+	return repair_later(f, &r);
+}
+
+/* ---- entries against indexes ----------------------------------------------------- */
+
+static const char *pair_differs(const struct ent *e, const struct ent *x)
+{
+	if (e->len != x->len || memcmp(e->name, x->name, e->len))
+		return "the name";
+	if (e->ino != x->ino)
+		return "the inode";
+	if (e->type != x->type)
+		return "the type";
+	return NULL;
+}
+
+static int entry_alone(struct look *l, const struct ent *e)
+{
+	if (PROBLEM(P_ENTRY_NO_INDEX, .dir = l->dir, .name = e->name,
+		    .name_len = e->len, .is = e->index))
+		return later(l->f, REPAIR_ENTRY_INDEX, P_ENTRY_NO_INDEX, l->dir,
+			     e, e->index);
+	return 0;
+}
+
+static int index_alone(struct look *l, const struct ent *x)
+{
+	if (PROBLEM(P_INDEX_NO_ENTRY, .dir = l->dir, .name = x->name,
+		    .name_len = x->len, .is = x->index))
+		return later(l->f, REPAIR_INDEX_ENTRY, P_INDEX_NO_ENTRY, l->dir,
+			     x, x->index);
+	return 0;
+}
+
+static int pair(struct look *l, const struct ent *e, const struct ent *x)
+{
+	const char *what = pair_differs(e, x);
+
+	if (what && PROBLEM(P_ENTRY_INDEX_DIFFER, .dir = l->dir, .name = e->name,
+			    .name_len = e->len, .is = e->index, .what = what))
+		return later(l->f, REPAIR_INDEX_SET, P_ENTRY_INDEX_DIFFER,
+			     l->dir, e, e->index);
+	return 0;
+}
+
+static int dir_done(struct look *l)
+{
+	struct ent *e = l->entries.v, *x = l->indexes.v;
+	struct ent *e_end = e + l->entries.count, *x_end = x + l->indexes.count;
+	int ret = 0;
+
+	if (l->entries.count)
+		qsort(e, l->entries.count, sizeof(*e), ent_cmp);
+	while (!ret && (e < e_end || x < x_end)) {
+		if (x == x_end || (e < e_end && e->index < x->index)) {
+			ret = entry_alone(l, e++);
+		} else if (e == e_end || x->index < e->index) {
+			ret = index_alone(l, x++);
+		} else {
+			ret = pair(l, e++, x);
+			/* two entries may claim one index */
+			while (!ret && e < e_end && e->index == x->index)
+				ret = entry_alone(l, e++);
+			x++;
+		}
+	}
+	l->dir = 0;
+	l->entries.count = l->indexes.count = 0;
+	return ret;
+}
+
+/* Is this inode a directory whose entries are to be collected? */
+static int dir_want(struct look *l, uint64_t ino, bool *want)
+{
+	const struct ino_rec *r;
+	int ret = 0;
+
+	if (l->dir && l->dir != ino)
+		ret = dir_done(l);
+	r = ino_find(&l->f->inodes, ino);
+	*want = r && r->dir && l->f->inodes.dirs[r->dir - 1].suspect;
+	if (*want)
+		l->dir = ino;
+	return ret;
+}
+
+/* ---- entries against inodes ---------------------------------------------------------- */
+
+static const char *type_word(uint8_t type)
+{
+	switch (type) {
+	case DT_REG:
+		return "a file";
+	case DT_DIR:
+		return "a directory";
+	case DT_LNK:
+		return "a symbolic link";
+	case DT_CHR:
+	case DT_BLK:
+		return "a device";
+	case DT_FIFO:
+		return "a pipe";
+	case DT_SOCK:
+		return "a socket";
+	default:
+		return "of no known type";
+	}
+}
+
+/* A directory has one entry: the one in its parent, the first there. */
+static bool is_second(const struct fsck *f, struct ino_rec *r, uint64_t dir)
+{
+	if (r->ino == ROOT_INO)
+		return true;
+	if (r->links < 2 || !r->dir)
+		return false;
+	if (f->inodes.dirs[r->dir - 1].from == dir && !(r->flags & INO_NAMED)) {
+		r->flags |= INO_NAMED;
+		return false;
+	}
+	return true;
+}
+
+static int check_entry(struct look *l, uint64_t dir, const struct ent *e)
+{
+	struct fsck *f = l->f;
+	struct ino_rec *r = ino_find(&f->inodes, e->ino);
+
+	if (!r || !(r->flags & INO_SEEN)) {
+		if (PROBLEM(P_ENTRY_NO_INODE, .dir = dir, .ino = e->ino,
+			    .name = e->name, .name_len = e->len))
+			return later(f, REPAIR_ENTRY_REMOVE, P_ENTRY_NO_INODE,
+				     dir, e, 0);
+		return 0;
+	}
+	if (r->type != e->type && !(r->flags & INO_ODD_MODE)) {
+		if (PROBLEM(P_ENTRY_TYPE, .dir = dir, .ino = e->ino,
+			    .name = e->name, .name_len = e->len,
+			    .what = type_word(e->type)))
+			return later(f, REPAIR_ENTRY_TYPE, P_ENTRY_TYPE, dir, e,
+				     r->type);
+		return 0;
+	}
+	if (r->type == DT_DIR && r->dir && f->inodes.dirs[r->dir - 1].cycle) {
+		if (PROBLEM(P_DIR_CYCLE, .dir = dir, .ino = e->ino,
+			    .name = e->name, .name_len = e->len))
+			return later(f, REPAIR_ENTRY_REMOVE, P_DIR_CYCLE, dir, e,
+				     0);
+		return 0;
+	}
+	if (r->type == DT_DIR && is_second(f, r, dir)) {
+		if (PROBLEM(P_DIR_TWICE, .dir = dir, .ino = e->ino,
+			    .name = e->name, .name_len = e->len))
+			return later(f, REPAIR_ENTRY_REMOVE, P_DIR_TWICE, dir, e,
+				     0);
+		return 0;
+	}
+	if (r->flags & INO_ORPHAN && !r->nlink &&
+	    PROBLEM(P_ENTRY_ORPHAN, .dir = dir, .ino = e->ino, .name = e->name,
+		    .name_len = e->len))
+		return later(f, REPAIR_ORPHAN_REMOVE, P_ENTRY_ORPHAN, dir, e, 0);
+	return 0;
+}
+
+static int look_dirent(struct look *l, uint64_t dir, const uint8_t *name,
+		       size_t len, const uint8_t *val, size_t vlen)
+{
+	struct disk_dirent d;
+	struct ent e;
+	bool want;
+	int ret;
+
+	if (vlen != sizeof(d) || len > 255)
+		return 0;
+	memcpy(&d, val, sizeof(d));
+	e = (struct ent){.ino = get64(d.ino),
+			 .index = get64(d.index),
+			 .type = d.type,
+			 .len = (uint8_t)len};
+	memcpy(e.name, name, len);
+	ret = dir_want(l, dir, &want);
+	if (!ret && want)
+		ret = ents_add(&l->entries, e.ino, e.index, e.type, name, len);
+	return ret ? ret : check_entry(l, dir, &e);
+}
+
+static int look_index(struct look *l, uint64_t dir, uint64_t index,
+		      const uint8_t *val, size_t vlen)
+{
+	const size_t head = offsetof(struct disk_index, name);
+	bool want;
+	le64 ino;
+	int ret;
+
+	if (vlen < head || vlen > head + 255)
+		return 0;
+	ret = dir_want(l, dir, &want);
+	if (ret || !want)
+		return ret;
+	memcpy(&ino, val, sizeof(ino));
+	return ents_add(&l->indexes, get64(ino), index,
+			val[offsetof(struct disk_index, type)], val + head,
+			vlen - head);
+}
+
+/* ---- owners ----------------------------------------------------------------------------- */
+
+/*
+ * Somebody owns [start, start + len): report what of it others own as well.
+ * Files (ino not 0) can share it; where the volume's own blocks are concerned
+ * nothing can be done, and nothing is freed.
+ */
+static int owner(struct look *l, uint64_t ino, uint64_t start, uint64_t len,
+		 const char *who)
+{
+	struct fsck *f = l->f;
+	struct runs *t = &f->twice;
+	struct repair r = {.kind = REPAIR_ATTR,
+			   .id = P_OWNED_TWICE,
+			   .ino = ino,
+			   .a = FIELD_SHARED};
+	int ret = 0;
+
+	if (f->lost[TABLE_REFS] || !len || !runs_meet(t, start, len))
+		return 0;
+	for (size_t i = 0; !ret && i < t->count; i++) {
+		uint64_t a = t->v[i].start > start ? t->v[i].start : start;
+		uint64_t b = t->v[i].start + t->v[i].len;
+		bool yes;
+
+		if (b > start + len)
+			b = start + len;
+		if (a >= b)
+			continue;
+		yes = PROBLEM(P_OWNED_TWICE, .blk = a, .len = b - a, .what = who);
+		if (!ino)
+			f->keep_blocks = true;
+		if (!yes || !ino)
+			continue;
+		ret = runs_add(&l->shares, a, b - a);
+		if (!ret)
+			ret = repair_later(f, &r);
+	}
+	return ret;
+}
+
+/* What several files own is to be counted as shared. */
+static int share(struct fsck *f, uint64_t from, uint64_t to, uint64_t count)
+{
+	struct repair r = {.kind = REPAIR_REF,
+			   .id = P_OWNED_TWICE,
+			   .ino = count,
+			   .a = from,
+			   .b = to - from};
+
+	return count < 2 ? 0 : repair_later(f, &r);
+}
+
+static int look_map(struct look *l, uint64_t ino, uint64_t blk,
+		    const uint8_t *val, size_t vlen)
+{
+	struct disk_map m;
+
+	if (vlen < sizeof(m))
+		return 0;
+	memcpy(&m, val, sizeof(m));
+	return owner(l, ino, get64(m.start), get32(m.len),
+		     fsck_text(l->f, "inode %" PRIu64 " from its block %" PRIu64,
+			       ino, blk));
+}
+
+static int look_node(void *ctx, enum table t, unsigned level, uint64_t block)
+{
+	struct look *l = ctx;
+
+	if (block >= 1ull << 62)
+		return 0;
+	return owner(l, 0, block, 1,
+		     fsck_text(l->f, "a node of level %u of the tree of %s",
+			       level, table_name(t)));
+}
+
+/* ---- items without an inode ------------------------------------------------------------ */
+
+static bool is_lost(const struct fsck *f, uint64_t ino)
+{
+	const struct ino_rec *r = ino_find(&f->inodes, ino);
+
+	return problem_count(P_INODE_MISSING) && !(r && r->flags & INO_SEEN);
+}
+
+/* Pass 4 has said it once for all items of the inode. */
+static int item_lost(struct look *l, enum table t, const uint8_t *key, size_t klen)
+{
+	struct repair r = {.kind = REPAIR_ITEM_REMOVE,
+			   .id = P_INODE_MISSING,
+			   .a = t,
+			   .name = (char *)key,
+			   .name_len = (uint16_t)klen};
+
+	return l->f->drop_lost ? repair_later(l->f, &r) : 0;
+}
+
+/* ---- the walk ----------------------------------------------------------------------------- */
+
+static int look_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
+		     const uint8_t *val, size_t vlen)
+{
+	struct look *l = ctx;
+	uint64_t ino = klen >= 8 ? key64(key) : 0;
+
+	if (t == TABLE_SPACE && klen == 8 && vlen == sizeof(struct disk_space)) {
+		struct disk_space d;
+
+		memcpy(&d, val, sizeof(d));
+		return owner(l, 0, get64(d.block), 1,
+			     fsck_text(l->f, "bitmap %" PRIu64, ino));
+	}
+	if (t != TABLE_FILES || klen < 9)
+		return 0;
+	if (is_lost(l->f, ino))
+		return item_lost(l, t, key, klen);
+	if (key[8] == KEY_DIRENT)
+		return look_dirent(l, ino, key + 9, klen - 9, val, vlen);
+	if (key[8] == KEY_INDEX && klen == 17)
+		return look_index(l, ino, key64(key + 9), val, vlen);
+	if (key[8] == KEY_MAP && klen == 17)
+		return look_map(l, ino, key64(key + 9), val, vlen);
+	return 0;
+}
+
+int second_look(struct fsck *f)
+{
+	struct look l = {.f = f};
+	struct walk w = {.ctx = &l, .node = look_node, .item = look_item};
+	struct extent fixed[8];
+	unsigned n = volume_fixed(f->v, fixed);
+	int ret = 0;
+
+	if (!f->look_again)
+		return 0;
+	runs_sort(&f->twice);
+	for (unsigned i = 0; !ret && i < n; i++)
+		ret = owner(&l, 0, fixed[i].start, fixed[i].len,
+			    "superblocks, journal or backup");
+	for (unsigned t = 0; !ret && t < TABLES; t++)
+		ret = volume_walk(f->v, t, &w);
+	if (!ret && l.dir)
+		ret = dir_done(&l);
+	if (!ret && !f->keep_blocks && l.shares.count)
+		ret = refs_sweep(f, &l.shares, share);
+	free(l.shares.v);
+	free(l.entries.v);
+	free(l.indexes.v);
+	return ret;
+}

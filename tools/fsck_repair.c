@@ -1,0 +1,578 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Repairs that wait until a round is over: the volume is opened for writing,
+ * each repair is one transaction, and the next round looks at what came of
+ * them. Bitmaps come first, at opening, before anything is allocated: blocks
+ * that are owned but free in the bitmap are claimed, blocks in use that nobody
+ * owns are freed. What cannot be repaired now (an entry that another repair
+ * has removed meanwhile) is left to the next round.
+ */
+#include "tools/fsck.h"
+
+#include "meta/repair.h"
+
+#include <dirent.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+/* ---- keys ---------------------------------------------------------------------- */
+
+struct rawkey {
+	size_t len;
+	uint8_t b[KEY_MAX];
+};
+
+static void put_be64(uint8_t *p, uint64_t x)
+{
+	for (unsigned i = 0; i < 8; i++)
+		p[i] = (uint8_t)(x >> (56 - 8 * i));
+}
+
+static void file_key(struct rawkey *k, uint64_t ino, enum file_key type,
+		     const void *rest, size_t len)
+{
+	put_be64(k->b, ino);
+	k->b[8] = (uint8_t)type;
+	memcpy(k->b + 9, rest, len);
+	k->len = 9 + len;
+}
+
+static void index_key(struct rawkey *k, uint64_t dir, uint64_t index)
+{
+	uint8_t b[8];
+
+	put_be64(b, index);
+	file_key(k, dir, KEY_INDEX, b, sizeof(b));
+}
+
+/* ---- one transaction for each ----------------------------------------------------- */
+
+/* The inode, locked; end() puts it back. */
+static int begin(struct fsck *f, uint64_t ino, struct inode **ip, struct txn **t)
+{
+	int ret = inode_get(f->v, ino, ip);
+
+	if (ret)
+		return ret;
+	rwlock_write(&(*ip)->lock);
+	ret = txn_begin(f->v, TXN_FREEING, t);
+	if (ret) {
+		rwlock_unlock(&(*ip)->lock);
+		inode_put(f->v, *ip);
+	}
+	return ret;
+}
+
+static int end(struct fsck *f, struct inode *ip, struct txn *t, int ret)
+{
+	if (ret)
+		txn_abort(t);
+	else
+		ret = txn_commit(t);
+	rwlock_unlock(&ip->lock);
+	inode_put(f->v, ip);
+	return ret;
+}
+
+/* ---- attributes --------------------------------------------------------------------- */
+
+static int attr_set(struct fsck *f, const struct repair *r)
+{
+	struct inode *ip;
+	struct txn *t;
+	struct attr *a;
+	int ret = begin(f, r->ino, &ip, &t);
+
+	if (ret)
+		return ret;
+	a = inode_edit(t, ip);
+	switch ((enum repair_field)r->a) {
+	case FIELD_NLINK:
+		a->nlink = (uint32_t)r->b;
+		break;
+	case FIELD_SIZE:
+		a->size = r->b;
+		break;
+	case FIELD_BLKS:
+		a->blks = r->b;
+		break;
+	case FIELD_PARENT:
+		a->parent = r->b;
+		break;
+	case FIELD_NEXT_INDEX:
+		a->next_index = r->b;
+		break;
+	case FIELD_XATTRS:
+		a->xattrs = (uint32_t)r->b;
+		break;
+	case FIELD_SHARED:
+		a->flags |= INODE_SHARED;
+		break;
+	case FIELD_FLAGS:
+		a->flags = (uint32_t)r->b;
+		break;
+	case FIELD_MODE:
+		a->mode = (uint32_t)r->b;
+		break;
+	default:
+		/* a time out of bounds was read as one within: write that */
+		break;
+	}
+	return end(f, ip, t, 0);
+}
+
+/* ---- entries --------------------------------------------------------------------------- */
+
+static int dirent_put(struct txn *t, uint64_t dir, const struct repair *r,
+		      uint64_t ino, uint64_t index, uint8_t type)
+{
+	struct disk_dirent d = {
+		.ino = put64(ino), .index = put64(index), .type = type};
+	struct rawkey k;
+
+	file_key(&k, dir, KEY_DIRENT, r->name, r->name_len);
+	return repair_put(t, TABLE_FILES, k.b, k.len, &d, sizeof(d));
+}
+
+static int index_put(struct txn *t, uint64_t dir, const struct repair *r,
+		     uint64_t ino, uint64_t index, uint8_t type)
+{
+	const size_t head = offsetof(struct disk_index, name);
+	uint8_t val[sizeof(struct disk_index) + 256] = {0};
+	le64 le = put64(ino);
+	struct rawkey k;
+
+	memcpy(val, &le, sizeof(le));
+	val[offsetof(struct disk_index, type)] = type;
+	memcpy(val + head, r->name, r->name_len);
+	index_key(&k, dir, index);
+	return repair_put(t, TABLE_FILES, k.b, k.len, val, head + r->name_len);
+}
+
+static int entry_change(struct fsck *f, const struct repair *r)
+{
+	struct dirent_info e = {0};
+	struct rawkey k;
+	struct inode *dir;
+	struct txn *t;
+	int ret = begin(f, r->a, &dir, &t);
+	bool there;
+
+	if (ret)
+		return ret;
+	ret = dir_lookup(f->v, dir, r->name, r->name_len, &e);
+	there = !ret;
+	if (ret == -ENOENT && (r->kind == REPAIR_INDEX_ENTRY))
+		ret = 0;
+	if (ret)
+		return end(f, dir, t, ret);
+	switch (r->kind) {
+	case REPAIR_ENTRY_REMOVE:
+		ret = dir_remove(t, dir, r->name, r->name_len, &e);
+		break;
+	case REPAIR_ENTRY_TYPE:
+		ret = dir_replace(t, dir, r->name, r->name_len, &e, e.ino,
+				  (uint8_t)r->b);
+		break;
+	case REPAIR_ENTRY_INDEX:
+		e.index = inode_edit(t, dir)->next_index++;
+		ret = dirent_put(t, r->a, r, e.ino, e.index, e.type);
+		if (!ret)
+			ret = index_put(t, r->a, r, e.ino, e.index, e.type);
+		break;
+	case REPAIR_INDEX_SET:
+		ret = index_put(t, r->a, r, e.ino, e.index, e.type);
+		break;
+	case REPAIR_INDEX_ENTRY:
+		/* The name may belong to another entry, or to none. */
+		if (there || name_wrong(r->name, r->name_len)) {
+			index_key(&k, r->a, r->b);
+			ret = repair_del(t, TABLE_FILES, k.b, k.len);
+		} else {
+			const struct ino_rec *i = ino_find(&f->inodes, r->ino);
+			uint8_t type = i ? i->type : DT_UNKNOWN;
+
+			inode_edit(t, dir)->size++;
+			ret = dirent_put(t, r->a, r, r->ino, r->b, type);
+			if (!ret)
+				ret = index_put(t, r->a, r, r->ino, r->b, type);
+		}
+		break;
+	default:
+		ret = -EINVAL;
+	}
+	return end(f, dir, t, ret);
+}
+
+/* ---- items that belong to nothing ---------------------------------------------------------- */
+
+/* The key is the repair's name. */
+static int item_remove(struct fsck *f, const struct repair *r)
+{
+	struct txn *t;
+	int ret = txn_begin(f->v, TXN_FREEING, &t);
+
+	if (ret)
+		return ret;
+	ret = repair_del(t, (enum table)r->a, r->name, r->name_len);
+	if (ret) {
+		txn_abort(t);
+		return ret;
+	}
+	return txn_commit(t);
+}
+
+static int xattr_drop(struct fsck *f, const struct repair *r)
+{
+	unsigned pieces = XATTR_VALUE_MAX / PIECE_BYTES + 1;
+	uint8_t rest[256 + 3];
+	struct rawkey k;
+	struct inode *ip;
+	struct txn *t;
+	int ret = begin(f, r->ino, &ip, &t);
+
+	if (ret)
+		return ret;
+	memcpy(rest, r->name, r->name_len);
+	rest[r->name_len] = 0;
+	for (unsigned i = 0; !ret && i <= pieces; i++) {
+		uint8_t val[VALUE_MAX];
+		size_t len;
+
+		rest[r->name_len + 1] = (uint8_t)(i >> 8);
+		rest[r->name_len + 2] = (uint8_t)i;
+		file_key(&k, r->ino, KEY_XATTR, rest, r->name_len + 3u);
+		ret = repair_get(f->v, TABLE_FILES, k.b, k.len, val, sizeof(val),
+				 &len);
+		if (ret == -ENOENT) {
+			ret = 0;
+			continue;
+		}
+		if (!ret)
+			ret = repair_del(t, TABLE_FILES, k.b, k.len);
+		/* Now the first piece is gone, and its count with it. */
+		if (!ret && i == 0 && ip->a.xattrs)
+			inode_edit(t, ip)->xattrs--;
+	}
+	return end(f, ip, t, ret);
+}
+
+static int cut(struct fsck *f, const struct repair *r)
+{
+	struct inode *ip;
+	struct txn *t;
+	int ret = begin(f, r->ino, &ip, &t);
+
+	if (ret)
+		return ret;
+	ret = map_cut(t, ip, r->a, UINT64_MAX);
+	if (ret)
+		txn_abort(t);
+	else
+		ret = txn_commit(t);
+	if (!ret)
+		ret = map_finish(f->v, ip);
+	rwlock_unlock(&ip->lock);
+	inode_put(f->v, ip);
+	return ret;
+}
+
+static int orphan_change(struct fsck *f, const struct repair *r)
+{
+	struct inode *ip;
+	struct txn *t;
+	int ret = begin(f, r->ino, &ip, &t);
+
+	if (ret)
+		return ret;
+	ret = r->kind == REPAIR_ORPHAN_ADD ? orphan_add(t, ip) :
+					     orphan_remove(t, ip);
+	return end(f, ip, t, ret);
+}
+
+/* ---- lost+found -------------------------------------------------------------------------------- */
+
+static struct time_ns now_time(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (struct time_ns){ts.tv_sec, (uint32_t)ts.tv_nsec};
+}
+
+/* Make it: the root is locked and in `t` already. */
+static int lost_found_make(struct txn *t, struct inode *root, struct inode **out)
+{
+	struct time_ns now = now_time();
+	struct attr a = {.mode = S_IFDIR | 0700,
+			 .nlink = 2,
+			 .parent = ROOT_INO,
+			 .next_index = 3,
+			 .atime = now,
+			 .mtime = now,
+			 .ctime = now,
+			 .btime = now};
+	int ret = inode_create(t, &a, out);
+
+	if (ret)
+		return ret;
+	ret = dir_add(t, root, "lost+found", 10, (*out)->ino, DT_DIR);
+	inode_edit(t, root)->nlink++;
+	return ret;
+}
+
+/* The root directory's inode, as mkfs makes it; the entries are still there. */
+static int make_root(struct fsck *f)
+{
+	struct time_ns now = now_time();
+	struct attr a = {.mode = S_IFDIR | 0755,
+			 .nlink = 2,
+			 .parent = ROOT_INO,
+			 .next_index = 3,
+			 .atime = now,
+			 .mtime = now,
+			 .ctime = now,
+			 .btime = now};
+	struct disk_inode d = {0};
+	struct rawkey k;
+	struct txn *t;
+	int ret = txn_begin(f->v, TXN_FREEING, &t);
+
+	if (ret)
+		return ret;
+	attr_encode(&a, &d);
+	file_key(&k, ROOT_INO, KEY_INODE, "", 0);
+	ret = repair_put(t, TABLE_FILES, k.b, k.len, &d, sizeof(d));
+	if (ret) {
+		txn_abort(t);
+		return ret;
+	}
+	return txn_commit(t);
+}
+
+static int lost_found(struct fsck *f, uint64_t *ino)
+{
+	struct dirent_info e;
+	struct inode *root, *lf = NULL;
+	struct txn *t;
+	int ret = begin(f, ROOT_INO, &root, &t);
+
+	if (ret)
+		return ret;
+	ret = dir_lookup(f->v, root, "lost+found", 10, &e);
+	if (!ret) {
+		*ino = e.ino;
+		return end(f, root, t, e.type == DT_DIR ? 0 : -ENOTDIR);
+	}
+	if (ret == -ENOENT)
+		ret = lost_found_make(t, root, &lf);
+	ret = end(f, root, t, ret);
+	if (lf) {
+		*ino = lf->ino;
+		rwlock_unlock(&lf->lock);
+		inode_put(f->v, lf);
+	}
+	return ret;
+}
+
+static int adopt(struct fsck *f, const struct repair *r)
+{
+	char name[24];
+	size_t len;
+	struct inode *ip, *lf;
+	struct txn *t;
+	uint64_t ino = 0;
+	struct attr *a;
+	int ret = lost_found(f, &ino);
+
+	if (ret)
+		return ret;
+	len = (size_t)snprintf(name, sizeof(name), "#%" PRIu64, r->ino);
+	ret = inode_get(f->v, r->ino, &ip);
+	if (ret)
+		return ret;
+	rwlock_write(&ip->lock);
+	ret = inode_get(f->v, ino, &lf);
+	if (!ret) {
+		rwlock_write_nested(&lf->lock, true);
+		ret = txn_begin(f->v, TXN_FREEING, &t);
+		if (!ret) {
+			ret = dir_add(t, lf, name, len, r->ino, (uint8_t)r->b);
+			a = inode_edit(t, ip);
+			if (r->b == DT_DIR) {
+				a->parent = ino;
+				inode_edit(t, lf)->nlink++;
+			} else {
+				a->nlink = 1;
+			}
+			if (ret)
+				txn_abort(t);
+			else
+				ret = txn_commit(t);
+		}
+		rwlock_unlock(&lf->lock);
+		inode_put(f->v, lf);
+	}
+	rwlock_unlock(&ip->lock);
+	inode_put(f->v, ip);
+	return ret;
+}
+
+/* ---- references ------------------------------------------------------------------------------------ */
+
+/* Blocks a .. a + b are referred to `ino` times: set just that. */
+static int ref_set(struct fsck *f, const struct repair *r)
+{
+	struct disk_ref d = {.len = put64(r->b), .count = put32((uint32_t)r->ino)};
+	uint8_t key[9] = {KEY_REF};
+	struct txn *t;
+	int ret = txn_begin(f->v, TXN_FREEING, &t);
+
+	if (ret)
+		return ret;
+	put_be64(key + 1, r->a);
+	if (r->ino < 2)
+		ret = repair_del(t, TABLE_REFS, key, sizeof(key));
+	else
+		ret = repair_put(t, TABLE_REFS, key, sizeof(key), &d, sizeof(d));
+	if (ret) {
+		txn_abort(t);
+		return ret;
+	}
+	return txn_commit(t);
+}
+
+/* ---- all of them ----------------------------------------------------------------------------------- */
+
+static int repair_one(struct fsck *f, const struct repair *r)
+{
+	switch (r->kind) {
+	case REPAIR_ATTR:
+		return attr_set(f, r);
+	case REPAIR_ENTRY_REMOVE:
+	case REPAIR_ENTRY_TYPE:
+	case REPAIR_ENTRY_INDEX:
+	case REPAIR_INDEX_ENTRY:
+	case REPAIR_INDEX_SET:
+		return entry_change(f, r);
+	case REPAIR_ROOT:
+		return make_root(f);
+	case REPAIR_LOST:
+		return adopt(f, r);
+	case REPAIR_ORPHAN_ADD:
+	case REPAIR_ORPHAN_REMOVE:
+		return orphan_change(f, r);
+	case REPAIR_CUT:
+		return f->keep_blocks ? -EBUSY : cut(f, r);
+	case REPAIR_XATTR_REMOVE:
+		return xattr_drop(f, r);
+	case REPAIR_ITEM_REMOVE:
+		return item_remove(f, r);
+	case REPAIR_REF:
+		return ref_set(f, r);
+	case REPAIR_SPACE:
+	case REPAIR_REPLAY:
+	case REPAIR_SUPER:
+		return 0;	/* done by opening, or by repair_super() */
+	}
+	return -EINVAL;
+}
+
+static void say(void *ctx, const char *text)
+{
+	const struct fsck *f = ctx;
+
+	if (f->verbose || f->debug)
+		cli_warn("%s", text);
+}
+
+/* What the bitmaps have to be told before anything is allocated. */
+static int space_changes(struct fsck *f, struct runs *claim, struct runs *release)
+{
+	int ret = 0;
+
+	for (size_t i = 0; !ret && i < f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i];
+
+		if (r->kind == REPAIR_SPACE)
+			ret = runs_add(r->id == P_OWNED_FREE ? claim : release,
+				       r->a, r->b);
+	}
+	return ret;
+}
+
+static int open_for_repair(struct fsck *f, const struct runs *claim,
+			   const struct runs *release)
+{
+	const struct volume_repair space = {.claim = claim->v,
+					    .claims = claim->count,
+					    .release = release->v,
+					    .releases = release->count};
+	struct volume_options opt = {.no_threads = true,
+				     .repair = &space,
+				     .program = cli_program,
+				     .message = say,
+				     .message_ctx = f};
+	char msg[240] = "";
+	int ret;
+
+	volume_close(f->v);
+	f->v = NULL;
+	ret = volume_open(f->im, &opt, &f->v, msg, sizeof(msg));
+	if (ret) {
+		f->v = NULL;
+		cli_warn("'%s' cannot be opened for repairs: %s", f->path,
+			 *msg ? msg : cli_error(ret));
+	}
+	return ret;
+}
+
+static bool only_super(const struct repairs *rs)
+{
+	for (size_t i = 0; i < rs->count; i++)
+		if (rs->v[i].kind != REPAIR_SUPER)
+			return false;
+	return true;
+}
+
+int repair_all(struct fsck *f)
+{
+	struct runs claim = {0}, release = {0};
+	int ret = repair_super(f), closed;
+
+	if (ret || !f->v || only_super(&f->repairs))
+		return ret;
+	ret = space_changes(f, &claim, &release);
+	if (!ret)
+		ret = open_for_repair(f, &claim, &release);
+	free(claim.v);
+	free(release.v);
+	if (ret)
+		return ret;
+	/* What is shared is marked so before anything can be freed. */
+	for (size_t i = 0; i < 2 * f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i % f->repairs.count];
+		bool first = r->kind == REPAIR_REF ||
+			     (r->kind == REPAIR_ATTR && r->a == FIELD_SHARED);
+
+		if (first != (i < f->repairs.count))
+			continue;
+		ret = repair_one(f, r);
+		if (!ret && r->kind != REPAIR_SUPER)
+			problem_fixed(r->id);
+		else if (ret && f->verbose)
+			cli_warn("a repair has to wait: %s", cli_error(ret));
+		if (ret == -EIO || ret == -EROFS)
+			break;
+		ret = 0;
+		cli_progress("repairs", i, 2 * f->repairs.count);
+	}
+	cli_progress_end();
+	closed = volume_close(f->v);
+	f->v = NULL;
+	return ret ? ret : closed;
+}

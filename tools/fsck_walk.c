@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Walking a table, and noting who owns which blocks. */
+#include "tools/fsck.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LEVEL_DROPPED 255u	/* a node that replay has replaced */
+
+const char *fsck_text(struct fsck *f, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(f->text, sizeof(f->text), fmt, ap);
+	va_end(ap);
+	return f->text;
+}
+
+const char *table_name(enum table t)
+{
+	static const char *const names[TABLES] = {"files", "references", "space"};
+
+	return t < TABLES ? names[t] : "?";
+}
+
+bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len)
+{
+	return start && len && len <= f->blocks && start <= f->blocks - len;
+}
+
+/* ---- owners ------------------------------------------------------------------- */
+
+/* The reference count that holds block `blk`, or the first behind it. */
+static const struct ref_run *ref_at(const struct fsck *f, uint64_t blk)
+{
+	size_t lo = 0, hi = f->ref_count;
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (f->refs[mid].start + f->refs[mid].len <= blk)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < f->ref_count ? &f->refs[lo] : NULL;
+}
+
+/* Blocks that no reference count holds: one owner each. */
+static int own_alone(struct fsck *f, uint64_t start, uint64_t len)
+{
+	while (len) {
+		bool twice;
+		int64_t n = blocks_put(&f->owned, start, len, &twice);
+
+		if (n < 0)
+			return (int)n;
+		if (twice) {
+			f->look_again = true;
+			if (runs_add(&f->twice, start, (uint64_t)n))
+				return -ENOMEM;
+		}
+		start += (uint64_t)n;
+		len -= (uint64_t)n;
+	}
+	return 0;
+}
+
+static int own_shared(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len)
+{
+	struct ino_rec *r = ino ? ino_find(&f->inodes, ino) : NULL;
+
+	if (r)
+		r->flags |= INO_SHARES;
+	if (runs_add(&f->shared, start, len))
+		return -ENOMEM;
+	while (len) {
+		bool twice;
+		int64_t n = blocks_put(&f->owned, start, len, &twice);
+
+		if (n < 0)
+			return (int)n;
+		start += (uint64_t)n;
+		len -= (uint64_t)n;
+	}
+	return 0;
+}
+
+int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len)
+{
+	int ret = 0;
+
+	while (!ret && len) {
+		const struct ref_run *r = ref_at(f, start);
+		uint64_t n = len;
+
+		if (!r || r->start >= start + len) {
+			ret = own_alone(f, start, len);
+		} else if (r->start > start) {
+			n = r->start - start;
+			ret = own_alone(f, start, n);
+		} else {
+			if (n > r->start + r->len - start)
+				n = r->start + r->len - start;
+			ret = own_shared(f, ino, start, n);
+		}
+		start += n;
+		len -= n;
+	}
+	return ret;
+}
+
+/* ---- walking ------------------------------------------------------------------- */
+
+struct walker {
+	struct fsck *f;
+	int (*item)(struct fsck *f, const uint8_t *key, size_t klen,
+		    const uint8_t *val, size_t vlen);
+	uint8_t last[KEY_MAX];
+	size_t last_len;
+	bool any;
+	uint64_t of;		/* items that the table should have */
+};
+
+static int walk_node(void *ctx, enum table t, unsigned level, uint64_t block)
+{
+	struct walker *w = ctx;
+	struct fsck *f = w->f;
+
+	if (level != LEVEL_DROPPED)
+		f->nodes[t]++;
+	if (block >= 1ull << 62)
+		return 0;
+	if (!fsck_in_volume(f, block, 1)) {
+		PROBLEM(P_NODE_PLACE, .name = table_name(t), .blk = block);
+		return 0;
+	}
+	return fsck_own(f, 0, block, 1);
+}
+
+static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
+		    const char *what)
+{
+	struct walker *w = ctx;
+
+	PROBLEM(P_NODE_BAD, .name = table_name(t), .is = level, .blk = block,
+		.what = what ? what : "unreadable");
+	w->f->incomplete = true;
+	w->f->lost[t] = true;
+	/* Whatever it holds, its block is taken. */
+	if (block < 1ull << 62 && fsck_in_volume(w->f, block, 1))
+		return fsck_own(w->f, 0, block, 1);
+	return 0;
+}
+
+static int walk_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
+		     const uint8_t *val, size_t vlen)
+{
+	struct walker *w = ctx;
+	struct fsck *f = w->f;
+	size_t n = klen < w->last_len ? klen : w->last_len;
+	int c = w->any ? memcmp(w->last, key, n) : -1;
+
+	if (c > 0 || (c == 0 && w->last_len >= klen))
+		PROBLEM(P_KEY_ORDER, .name = table_name(t),
+			.ino = klen >= 8 ? key64(key) : 0);
+	if (klen <= sizeof(w->last)) {
+		memcpy(w->last, key, klen);
+		w->last_len = klen;
+		w->any = true;
+	}
+	if (++f->items[t] % 4096 == 0)
+		cli_progress(table_name(t), f->items[t], w->of);
+	return w->item ? w->item(f, key, klen, val, vlen) : 0;
+}
+
+int fsck_walk(struct fsck *f, enum table t,
+	      int (*item)(struct fsck *f, const uint8_t *key, size_t klen,
+			  const uint8_t *val, size_t vlen))
+{
+	struct walker *w = calloc(1, sizeof(*w));
+	struct walk walk = {.node = walk_node, .item = walk_item, .bad = walk_bad};
+	int ret;
+
+	if (!w)
+		return -ENOMEM;
+	w->f = f;
+	w->item = item;
+	w->of = get64(f->super.root[t].items);
+	walk.ctx = w;
+	ret = volume_walk(f->v, t, &walk);
+	free(w);
+	cli_progress_end();
+	return ret;
+}

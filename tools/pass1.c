@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Pass 1: superblocks and backups, as they stand in the image. A slot that is
+ * not good is an error when the volume was unmounted cleanly; after a crash it
+ * is what the crash was writing. What never changes has to be the same in all
+ * copies.
+ */
+#include "tools/fsck.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define COPIES 4u		/* slots 0 and 1, backups 2 and 3 */
+
+struct copy {
+	struct disk_super s;
+	const char *why;	/* NULL: good */
+};
+
+static uint64_t copy_offset(const struct disk_super *s, unsigned i)
+{
+	if (i < SUPER_SLOTS)
+		return SUPER_SLOT_OFFSET(i);
+	if (i == 2)
+		return BACKUP_OFFSET;
+	return (get64(s->blocks) - 1) << get32(s->block_shift);
+}
+
+static void copy_load(struct fsck *f, unsigned i, uint64_t off, struct copy *c)
+{
+	int ret;
+
+	c->why = NULL;
+	if (off + SUPER_BYTES > f->im->bytes) {
+		c->why = "the image ends before it";
+		return;
+	}
+	ret = image_pread(f->im, &c->s, sizeof(c->s), off);
+	if (ret) {
+		c->why = strerror(-ret);
+		return;
+	}
+	ret = super_verify(&c->s, i, &c->why);
+	if (ret && !c->why)
+		c->why = "it cannot be used";
+}
+
+/* What never changes: which field differs, or NULL. */
+static const char *differs(const struct disk_super *a, const struct disk_super *b)
+{
+	if (memcmp(a->uuid, b->uuid, sizeof(a->uuid)))
+		return "UUID";
+	if (memcmp(a->label, b->label, sizeof(a->label)))
+		return "label";
+	if (get64(a->compat) != get64(b->compat) ||
+	    get64(a->ro_compat) != get64(b->ro_compat) ||
+	    get64(a->incompat) != get64(b->incompat))
+		return "features";
+	if (get32(a->block_shift) != get32(b->block_shift))
+		return "block size";
+	if (get64(a->blocks) != get64(b->blocks))
+		return "size";
+	if (get64(a->journal_block) != get64(b->journal_block) ||
+	    get64(a->journal_units) != get64(b->journal_units))
+		return "journal";
+	if (get64(a->created_ns) != get64(b->created_ns))
+		return "time of creation";
+	return NULL;
+}
+
+static int copy_write(struct fsck *f, unsigned i, const struct disk_super *from)
+{
+	struct disk_super s = *from;
+	int ret;
+
+	super_seal(&s, i);
+	ret = image_pwrite(f->im, &s, sizeof(s), copy_offset(from, i));
+	if (!ret)
+		ret = image_flush(f->im);
+	if (ret)
+		cli_warn("cannot write superblock %u of '%s': %s", i, f->path,
+			 strerror(-ret));
+	return ret;
+}
+
+/* A backup holds what mkfs wrote: keep its state, take the rest from `s`. */
+static void backup_from(struct disk_super *out, const struct disk_super *s,
+			const struct copy *old)
+{
+	*out = *s;
+	if (!old->why)
+		memcpy((char *)out + offsetof(struct disk_super, gen),
+		       (const char *)&old->s + offsetof(struct disk_super, gen),
+		       offsetof(struct disk_super, csum) -
+			       offsetof(struct disk_super, gen));
+}
+
+static int repair_copy(struct fsck *f, enum problem_id id, bool yes, unsigned i,
+		       const struct disk_super *from)
+{
+	int ret;
+
+	if (!yes)
+		return 0;
+	ret = copy_write(f, i, from);
+	if (!ret)
+		problem_fixed(id);
+	return ret;
+}
+
+static int check_slots(struct fsck *f, const struct copy *c, unsigned good)
+{
+	const struct disk_super *s = &c[good].s;
+	bool clean = get32(s->flags) & SUPER_CLEAN;
+	enum problem_id id = clean ? P_SUPER_SLOT : P_SUPER_TORN;
+	const struct copy *other = &c[1 - good];
+	const char *what;
+
+	if (other->why)
+		return repair_copy(f, id,
+				   PROBLEM(id, .is = 1 - good,
+					   .what = other->why),
+				   1 - good, s);
+	what = differs(&other->s, s);
+	if (what)
+		return repair_copy(f, P_SUPER_DIFFER,
+				   PROBLEM(P_SUPER_DIFFER, .is = 1 - good,
+					   .what = what),
+				   1 - good, s);
+	return 0;
+}
+
+static int check_backup(struct fsck *f, const struct copy *c,
+			const struct disk_super *s, unsigned i)
+{
+	struct disk_super fresh;
+	const char *what = c->why ? c->why : differs(&c->s, s);
+	enum problem_id id = c->why ? P_BACKUP_BAD : P_BACKUP_DIFFERS;
+
+	if (!what)
+		return 0;
+	backup_from(&fresh, s, c);
+	return repair_copy(f, id, PROBLEM(id, .is = i, .what = what), i, &fresh);
+}
+
+/* The superblock that counts: the newer good one. */
+static int newest(const struct copy *c)
+{
+	if (c[0].why && c[1].why)
+		return -1;
+	if (c[0].why)
+		return 1;
+	if (c[1].why)
+		return 0;
+	return get64(c[1].s.gen) > get64(c[0].s.gen);
+}
+
+int pass1(struct fsck *f)
+{
+	struct copy c[COPIES];
+	const struct disk_super *s;
+	uint64_t bytes;
+	int good, ret = 0;
+
+	for (unsigned i = 0; i < 3; i++)
+		copy_load(f, i, copy_offset(NULL, i), &c[i]);
+	good = newest(c);
+	f->super_good = good >= 0;
+	if (good < 0) {
+		for (unsigned i = 0; i < SUPER_SLOTS; i++)
+			PROBLEM(P_SUPER_SLOT, .is = i, .what = c[i].why);
+		if (c[2].why)
+			PROBLEM(P_BACKUP_BAD, .is = 2, .what = c[2].why);
+		return 0;
+	}
+	s = &c[good].s;
+	f->super = *s;
+	f->slot = (unsigned)good;
+	f->shift = get32(s->block_shift);
+	f->blocks = get64(s->blocks);
+	f->per_bitmap = 8ull << f->shift;
+	bytes = f->blocks << f->shift;
+	if (bytes > f->im->bytes)
+		PROBLEM(P_SUPER_SHORT, .is = f->im->bytes, .want = bytes);
+	copy_load(f, 3, copy_offset(s, 3), &c[3]);
+	ret = check_slots(f, c, (unsigned)good);
+	for (unsigned i = SUPER_SLOTS; !ret && i < COPIES; i++)
+		ret = check_backup(f, &c[i], s, i);
+	return ret;
+}
+
+/* ---- counts in the superblock ----------------------------------------------------- */
+
+static void super_set(struct disk_super *s, uint64_t field, uint64_t value)
+{
+	if (field == SUPER_FREE)
+		s->free_blks = put64(value);
+	else if (field == SUPER_INODES)
+		s->inodes = put64(value);
+	else if (field == SUPER_NEXT_INO)
+		s->next_ino = put64(value);
+	else if (field >= SUPER_NODES && field < SUPER_NODES + TABLES)
+		s->root[field - SUPER_NODES].nodes = put64(value);
+	else if (field >= SUPER_ITEMS && field < SUPER_ITEMS + TABLES)
+		s->root[field - SUPER_ITEMS].items = put64(value);
+}
+
+/*
+ * Correct counts. The number of the checkpoint stays, for groups in the journal
+ * refer to it; so the other slot gets the same superblock first, and a crash
+ * in between leaves one that is whole.
+ */
+int repair_super(struct fsck *f)
+{
+	struct disk_super s = f->super;
+	bool any = false;
+	int ret;
+
+	for (size_t i = 0; i < f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i];
+
+		if (r->kind != REPAIR_SUPER)
+			continue;
+		super_set(&s, r->a, r->b);
+		any = true;
+	}
+	if (!any)
+		return 0;
+	ret = copy_write(f, 1 - f->slot, &s);
+	if (!ret)
+		ret = copy_write(f, f->slot, &s);
+	if (ret)
+		return ret;
+	f->super = s;
+	for (size_t i = 0; i < f->repairs.count; i++)
+		if (f->repairs.v[i].kind == REPAIR_SUPER)
+			problem_fixed(f->repairs.v[i].id);
+	return 0;
+}

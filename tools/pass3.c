@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Pass 3: the table of references: how often shared blocks are referred to,
+ * which inodes are orphans, what intents there are. They are loaded here, and
+ * held against the files in passes 6 and 7.
+ */
+#include "tools/fsck.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* The item whose key is (type, n) makes no sense: away with it? */
+static int item_away(struct fsck *f, enum problem_id id, enum refs_key type,
+		     uint64_t n)
+{
+	char key[9] = {(char)type};
+	struct repair r = {.kind = REPAIR_ITEM_REMOVE,
+			   .id = id,
+			   .a = TABLE_REFS,
+			   .name = key,
+			   .name_len = sizeof(key)};
+
+	for (unsigned i = 0; i < 8; i++)
+		key[1 + i] = (char)(n >> (56 - 8 * i));
+	return repair_later(f, &r);
+}
+
+static int load_ref(struct fsck *f, uint64_t start, const uint8_t *val, size_t vlen)
+{
+	struct disk_ref d;
+	const struct ref_run *last =
+		f->ref_count ? &f->refs[f->ref_count - 1] : NULL;
+	const char *why = NULL;
+
+	if (vlen != sizeof(d)) {
+		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_REFS),
+			.ino = start, .what = "a reference count");
+		return 0;
+	}
+	memcpy(&d, val, sizeof(d));
+	if (!fsck_in_volume(f, start, get64(d.len)))
+		why = "they are not within the volume";
+	else if (last && last->start + last->len > start)
+		why = "they overlap those before";
+	else if (get32(d.count) < 2)
+		why = "one reference needs no count";
+	else if (get32(d.reserved))
+		why = "reserved bytes are not zero";
+	if (why && PROBLEM(P_REF_FORM, .blk = start, .len = get64(d.len),
+			   .what = why) &&
+	    item_away(f, P_REF_FORM, KEY_REF, start))
+		return -ENOMEM;
+	if (!fsck_in_volume(f, start, get64(d.len)) ||
+	    (last && last->start + last->len > start))
+		return 0;
+	if (f->ref_count == f->ref_room) {
+		size_t room = f->ref_room ? f->ref_room * 2 : 64;
+		struct ref_run *p = realloc(f->refs, room * sizeof(*p));
+
+		if (!p)
+			return -ENOMEM;
+		f->refs = p;
+		f->ref_room = room;
+	}
+	f->refs[f->ref_count++] =
+		(struct ref_run){start, get64(d.len), get32(d.count)};
+	return 0;
+}
+
+static int load_orphan(struct fsck *f, uint64_t ino, size_t vlen)
+{
+	struct ino_rec *r;
+
+	if (vlen)
+		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_REFS), .ino = ino,
+			.what = "an orphan");
+	r = ino_need(&f->inodes, ino);
+	if (!r)
+		return -ENOMEM;
+	r->flags |= INO_ORPHAN;
+	return 0;
+}
+
+static int load_intent(struct fsck *f, uint64_t ino, const uint8_t *val,
+		       size_t vlen)
+{
+	struct disk_intent d;
+	struct ino_rec *r;
+
+	if (vlen != sizeof(d)) {
+		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_REFS), .ino = ino,
+			.what = "an intent");
+		return 0;
+	}
+	memcpy(&d, val, sizeof(d));
+	if (get64(d.from) >= get64(d.to) &&
+	    PROBLEM(P_INTENT_RANGE, .ino = ino, .is = get64(d.from),
+		    .want = get64(d.to)) &&
+	    item_away(f, P_INTENT_RANGE, KEY_INTENT, ino))
+		return -ENOMEM;
+	r = ino_need(&f->inodes, ino);
+	if (!r)
+		return -ENOMEM;
+	r->flags |= INO_INTENT;
+	if (f->intent_count == f->intent_room) {
+		size_t room = f->intent_room ? f->intent_room * 2 : 16;
+		struct intent_run *p = realloc(f->intents, room * sizeof(*p));
+
+		if (!p)
+			return -ENOMEM;
+		f->intents = p;
+		f->intent_room = room;
+	}
+	f->intents[f->intent_count++] =
+		(struct intent_run){ino, get64(d.from), get64(d.to)};
+	return 0;
+}
+
+static int refs_item(struct fsck *f, const uint8_t *key, size_t klen,
+		     const uint8_t *val, size_t vlen)
+{
+	uint64_t n = klen == 9 ? key64(key + 1) : 0;
+
+	if (klen != 9) {
+		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_REFS),
+			.what = "its length");
+		return 0;
+	}
+	switch (key[0]) {
+	case KEY_REF:
+		return load_ref(f, n, val, vlen);
+	case KEY_ORPHAN:
+		return load_orphan(f, n, vlen);
+	case KEY_INTENT:
+		return load_intent(f, n, val, vlen);
+	default:
+		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_REFS), .ino = n,
+			.what = "its type");
+		return 0;
+	}
+}
+
+int pass3(struct fsck *f)
+{
+	return fsck_walk(f, TABLE_REFS, refs_item);
+}

@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Pass 4: the files. Their tree is walked once; all items of an inode pass by
+ * together, the inode itself first. What concerns one inode alone is settled
+ * when its last item has passed (inode_end); what concerns several goes into
+ * the table of inodes, for passes 5 and 6.
+ *
+ *   inode        fields in their bounds                          here
+ *   xattrs       every piece there, count right                  here
+ *   symlink      every piece there, length right                 here
+ *   map          order, place, checksums, count of blocks        pass4_map.c
+ *   directory    entries and indexes agree, counts right         pass4_dir.c
+ */
+#include "tools/fsck.h"
+
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define KNOWN_FLAGS                                                            \
+	(INODE_IMMUTABLE | INODE_APPEND | INODE_NODUMP | INODE_NOATIME |       \
+	 INODE_SYNC | INODE_DIRSYNC | INODE_SHARED)
+
+static struct cur cur;
+
+static uint8_t mode_type(uint32_t mode)
+{
+	return (uint8_t)((mode & S_IFMT) >> 12);	/* DT_ is just that */
+}
+
+static bool mode_known(uint32_t mode)
+{
+	switch (mode & S_IFMT) {
+	case S_IFREG:
+	case S_IFDIR:
+	case S_IFLNK:
+	case S_IFCHR:
+	case S_IFBLK:
+	case S_IFIFO:
+	case S_IFSOCK:
+		return (mode & ~(uint32_t)(S_IFMT | 07777)) == 0;
+	default:
+		return false;
+	}
+}
+
+/* A field is `is` and should be `want`: report, and note the repair. */
+static int field_wrong(struct fsck *f, enum problem_id id, const char *what,
+		       enum repair_field field, uint64_t is, uint64_t want)
+{
+	struct repair r = {.kind = REPAIR_ATTR,
+			   .id = id,
+			   .ino = cur.ino,
+			   .a = field,
+			   .b = want};
+
+	if (!PROBLEM(id, .ino = cur.ino, .what = what, .is = is, .want = want))
+		return 0;
+	return repair_later(f, &r);
+}
+
+/* ---- the inode ------------------------------------------------------------------ */
+
+static int check_time(struct fsck *f, const char *what, enum repair_field field,
+		      const struct disk_time *t)
+{
+	if (get32(t->nsec) < 1000000000u)
+		return 0;
+	return field_wrong(f, P_INODE_TIME, what, field, get32(t->nsec), 0);
+}
+
+static int check_fields(struct fsck *f, const struct disk_inode *d)
+{
+	const struct attr *a = &cur.a;
+	bool dir = S_ISDIR(a->mode), special;
+	int ret = 0;
+
+	special = S_ISCHR(a->mode) || S_ISBLK(a->mode);
+	if (a->flags & ~KNOWN_FLAGS)
+		ret = field_wrong(f, P_INODE_FIELD, "flags", FIELD_FLAGS,
+				  a->flags, a->flags & KNOWN_FLAGS);
+	if (!ret && a->rdev && !special)
+		PROBLEM(P_INODE_FOREIGN, .ino = cur.ino, .what = "a device number");
+	if (!ret && !dir && a->parent)
+		ret = field_wrong(f, P_INODE_FIELD, "parent", FIELD_PARENT,
+				  a->parent, 0);
+	if (!ret && !dir && a->next_index)
+		ret = field_wrong(f, P_INODE_FIELD, "next index",
+				  FIELD_NEXT_INDEX, a->next_index, 0);
+	if (!ret && a->size > INT64_MAX)
+		ret = field_wrong(f, P_INODE_FIELD, "size", FIELD_SIZE, a->size,
+				  INT64_MAX);
+	if (!ret && !dir && !S_ISREG(a->mode) && !S_ISLNK(a->mode) && a->size)
+		ret = field_wrong(f, P_INODE_FIELD, "size", FIELD_SIZE, a->size, 0);
+	if (!ret)
+		ret = check_time(f, "atime", FIELD_ATIME, &d->atime);
+	if (!ret)
+		ret = check_time(f, "mtime", FIELD_MTIME, &d->mtime);
+	if (!ret)
+		ret = check_time(f, "ctime", FIELD_CTIME, &d->ctime);
+	if (!ret)
+		ret = check_time(f, "btime", FIELD_BTIME, &d->btime);
+	return ret;
+}
+
+static int inode_item(struct fsck *f, const uint8_t *val, size_t vlen)
+{
+	struct disk_inode d;
+	struct ino_rec *r;
+	struct dir_rec *dir;
+	int ret;
+
+	if (vlen != sizeof(d)) {
+		PROBLEM(P_VALUE_FORM, .name = table_name(TABLE_FILES),
+			.ino = cur.ino, .what = "an inode");
+		return 0;
+	}
+	memcpy(&d, val, sizeof(d));
+	attr_decode(&d, &cur.a);
+	cur.seen = true;
+	f->inode_count++;
+	r = ino_need(&f->inodes, cur.ino);
+	if (!r)
+		return -ENOMEM;
+	r->flags |= INO_SEEN;
+	if (cur.a.flags & INODE_SHARED)
+		r->flags |= INO_SHARED;
+	r->nlink = cur.a.nlink;
+	r->type = mode_type(cur.a.mode);
+	if (cur.ino < FIRST_INO && cur.ino != ROOT_INO)
+		PROBLEM(P_INODE_NUMBER, .ino = cur.ino);
+	if (!f->changes && cur.ino >= get64(f->super.next_ino) &&
+	    cur.ino + 1 > f->next_ino_want)
+		f->next_ino_want = cur.ino + 1;
+	if (cur.ino == ROOT_INO && !S_ISDIR(cur.a.mode)) {
+		ret = field_wrong(f, P_ROOT_MISSING, "inode 1 is no directory",
+				  FIELD_MODE, cur.a.mode,
+				  S_IFDIR | (cur.a.mode & 07777));
+		if (ret)
+			return ret;
+		/* what follows is looked at as if it were one */
+		cur.a.mode = S_IFDIR | (cur.a.mode & 07777);
+		r->type = DT_DIR;
+	}
+	cur.odd = !mode_known(cur.a.mode);
+	if (cur.odd) {
+		/* its entries may know better: pass 6 reports it */
+		r->flags |= INO_ODD_MODE;
+		return 0;
+	}
+	if (S_ISDIR(cur.a.mode)) {
+		dir = dir_need(&f->inodes, r);
+		if (!dir)
+			return -ENOMEM;
+		dir->parent = cur.a.parent;
+	}
+	return check_fields(f, &d);
+}
+
+/* ---- xattrs ------------------------------------------------------------------------ */
+
+static int xattr_lost(struct fsck *f, const char *name, const char *why)
+{
+	struct repair r = {.kind = REPAIR_XATTR_REMOVE,
+			   .id = P_XATTR_PIECES,
+			   .ino = cur.ino,
+			   .name = (char *)name,
+			   .name_len = (uint16_t)strlen(name)};
+
+	if (!PROBLEM(P_XATTR_PIECES, .ino = cur.ino, .name = name, .what = why))
+		return 0;
+	return repair_later(f, &r);
+}
+
+static int xattr_end(struct fsck *f)
+{
+	bool open = cur.xopen;
+
+	cur.xopen = false;
+	if (open && cur.xgot != cur.xbytes)
+		return xattr_lost(f, cur.xname,
+				  fsck_text(f, "it has %u bytes of %u", cur.xgot,
+					    cur.xbytes));
+	return 0;
+}
+
+static int xattr_first(struct fsck *f, const char *name, const uint8_t *val,
+		       size_t vlen)
+{
+	struct disk_xattr d;
+	uint32_t here;
+
+	cur.xattrs++;
+	if (vlen < sizeof(d))
+		return xattr_lost(f, name, "its first piece is too short");
+	memcpy(&d, val, sizeof(d));
+	strcpy(cur.xname, name);
+	cur.xbytes = get32(d.bytes);
+	cur.xgot = (uint32_t)(vlen - sizeof(d));
+	cur.xpiece = 0;
+	if (cur.xbytes > XATTR_VALUE_MAX)
+		return xattr_lost(f, name, "its length makes no sense");
+	here = cur.xbytes < PIECE_BYTES ? cur.xbytes : PIECE_BYTES;
+	if (cur.xgot != here)
+		return xattr_lost(f, name, "its first piece has a wrong length");
+	cur.xopen = true;
+	return 0;
+}
+
+static int xattr_item(struct fsck *f, const uint8_t *key, size_t klen,
+		      const uint8_t *val, size_t vlen)
+{
+	const uint8_t *nul = klen > 3 ? memchr(key, 0, klen - 2) : NULL;
+	const char *name = (const char *)key;
+	unsigned piece;
+	int ret;
+
+	if (!nul || nul == key || (size_t)(nul - key) + 3 != klen ||
+	    nul - key > 255) {
+		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_FILES),
+			.ino = cur.ino, .what = "an xattr");
+		return 0;
+	}
+	piece = (unsigned)nul[1] << 8 | nul[2];
+	if (piece && cur.xopen && !strcmp(cur.xname, name)) {
+		uint32_t left = cur.xbytes - cur.xgot;
+
+		if (piece == cur.xpiece + 1 &&
+		    vlen == (left < PIECE_BYTES ? left : PIECE_BYTES) && vlen) {
+			cur.xpiece = piece;
+			cur.xgot += (uint32_t)vlen;
+			return 0;
+		}
+		cur.xopen = false;
+		return xattr_lost(f, name,
+				  fsck_text(f, "piece %u is missing or of a wrong length",
+					    cur.xpiece + 1));
+	}
+	ret = xattr_end(f);
+	if (ret)
+		return ret;
+	if (piece) {
+		if (strcmp(cur.xname, name)) {
+			/* said once for all its pieces */
+			strcpy(cur.xname, name);
+			return xattr_lost(f, name, "its first piece is missing");
+		}
+		return 0;
+	}
+	return xattr_first(f, name, val, vlen);
+}
+
+/* ---- symlinks ---------------------------------------------------------------------- */
+
+static void symlink_item(const uint8_t *key, size_t klen, size_t vlen)
+{
+	if (klen != 2) {
+		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_FILES),
+			.ino = cur.ino, .what = "a symbolic link");
+		return;
+	}
+	if (((unsigned)key[0] << 8 | key[1]) != cur.target_pieces ||
+	    (cur.target_pieces && cur.target_bytes % PIECE_BYTES))
+		cur.target_gap = true;
+	cur.target_pieces++;
+	cur.target_bytes += vlen;
+}
+
+/* ---- all items of an inode ----------------------------------------------------------- */
+
+/* Items that only one kind of file has. */
+static void foreign_items(void)
+{
+	const char *what = NULL;
+
+	if (cur.odd)
+		return;
+	if (cur.target_pieces && !S_ISLNK(cur.a.mode))
+		what = "a symbolic link's";
+	if ((cur.entries || cur.indexes) && !S_ISDIR(cur.a.mode))
+		what = "a directory's";
+	if (cur.map_end && !S_ISREG(cur.a.mode) && !S_ISLNK(cur.a.mode))
+		what = "data";
+	if (what)
+		PROBLEM(P_INODE_FOREIGN, .ino = cur.ino, .what = what);
+}
+
+static int inode_end(struct fsck *f)
+{
+	int ret;
+
+	if (!cur.ino)
+		return 0;
+	ret = xattr_end(f);
+	if (ret)
+		return ret;
+	if (!cur.seen) {
+		const char *what = cur.map_end	       ? "its data" :
+				   cur.entries ? "its entries" :
+				   cur.indexes ? "its indexes" :
+				   cur.xattrs  ? "an xattr" :
+						 "others";
+
+		if (cur.ino == ROOT_INO)
+			return 0;	/* pass 5 has a better repair */
+		if (PROBLEM(P_INODE_MISSING, .ino = cur.ino, .what = what))
+			f->drop_lost = true;
+		f->look_again = true;
+		return 0;
+	}
+	foreign_items();
+	if (cur.a.xattrs != cur.xattrs)
+		ret = field_wrong(f, P_XATTR_COUNT, NULL, FIELD_XATTRS,
+				  cur.a.xattrs, cur.xattrs);
+	if (!ret && S_ISLNK(cur.a.mode) &&
+	    (cur.target_gap || cur.target_bytes != cur.a.size || !cur.a.size))
+		PROBLEM(P_SYMLINK, .ino = cur.ino, .is = cur.target_bytes,
+			.want = cur.a.size);
+	if (!ret)
+		ret = map_end(f, &cur);
+	if (!ret && S_ISDIR(cur.a.mode))
+		ret = dir_end(f, &cur);
+	return ret;
+}
+
+static int inode_begin(struct fsck *f, uint64_t ino)
+{
+	int ret = inode_end(f);
+
+	memset(&cur, 0, sizeof(cur));
+	cur.ino = ino;
+	for (size_t i = 0; i < f->intent_count; i++)
+		if (f->intents[i].ino == ino)
+			cur.intent = &f->intents[i];
+	return ret;
+}
+
+static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
+		      const uint8_t *val, size_t vlen)
+{
+	uint64_t ino = klen >= 9 ? key64(key) : 0;
+	const uint8_t *rest = key + 9;
+	size_t n = klen - 9;
+	int ret;
+
+	if (klen < 9 || !ino) {
+		PROBLEM(P_KEY_FORM, .name = table_name(TABLE_FILES),
+			.what = "its length");
+		return 0;
+	}
+	if (ino != cur.ino) {
+		ret = inode_begin(f, ino);
+		if (ret)
+			return ret;
+	}
+	switch (key[8]) {
+	case KEY_INODE:
+		if (n)
+			break;
+		return inode_item(f, val, vlen);
+	case KEY_DIRENT:
+		return dirent_item(f, &cur, (const char *)rest, n, val, vlen);
+	case KEY_INDEX:
+		if (n != 8)
+			break;
+		return index_item(f, &cur, key64(rest), val, vlen);
+	case KEY_XATTR:
+		return xattr_item(f, rest, n, val, vlen);
+	case KEY_SYMLINK:
+		symlink_item(rest, n, vlen);
+		return 0;
+	case KEY_MAP:
+		if (n != 8)
+			break;
+		return map_item(f, &cur, key64(rest), val, vlen);
+	default:
+		break;
+	}
+	PROBLEM(P_KEY_FORM, .name = table_name(TABLE_FILES), .ino = ino,
+		.what = key[8] > KEY_MAP || !key[8] ? "its type" : "its length");
+	return 0;
+}
+
+int pass4(struct fsck *f)
+{
+	struct repair r = {.kind = REPAIR_SUPER,
+			   .id = P_SUPER_NEXT_INO,
+			   .a = SUPER_NEXT_INO};
+	int ret;
+
+	memset(&cur, 0, sizeof(cur));
+	f->next_ino_want = 0;
+	ret = fsck_walk(f, TABLE_FILES, files_item);
+	if (!ret)
+		ret = inode_end(f);
+	if (ret || !f->next_ino_want)
+		return ret;
+	r.b = f->next_ino_want;
+	if (PROBLEM(P_SUPER_NEXT_INO, .is = get64(f->super.next_ino),
+		    .ino = r.b - 1, .want = r.b))
+		ret = repair_later(f, &r);
+	return ret;
+}

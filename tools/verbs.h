@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#ifndef SPACEWEAVE_VERBS_H
+#define SPACEWEAVE_VERBS_H
+
+/* The verbs of spaceweave(8), one file each, and what they share. */
+
+#include "meta/meta.h"
+
+/* Each is a main(): argv[0] is the verb. Returns an exit status. */
+int verb_umount(int argc, char **argv);
+int verb_info(int argc, char **argv);
+int verb_map(int argc, char **argv);
+
+/*
+ * Where a volume is mounted. `source` is the image as it was given to
+ * mount.spaceweave, `target` the directory; both absolute as far as the kernel
+ * knows, both the caller's to free.
+ */
+struct mount_entry {
+	char *source;
+	char *target;
+};
+
+/*
+ * Find the Spaceweave mount whose directory (or a file below it) is `path`, or
+ * whose image is `path`. -ENOENT when there is none.
+ */
+int mount_find(const char *path, struct mount_entry *out);
+void mount_free(struct mount_entry *m);
+
+/*
+ * A volume to look at: the image `path`, or the one mounted at `path`. `v` is
+ * opened read-only; when somebody holds the image (`live`) it is opened
+ * without a lock and shows the last checkpoint and what the journal adds.
+ * Failures are reported. close_view() ends it.
+ */
+struct view {
+	struct image *im;
+	struct volume *v;
+	char *image;
+	char *dir;		/* where it is mounted, or NULL */
+	bool live;
+};
+int view_open(const char *path, struct view *out);
+void view_close(struct view *w);
+
+#endif
