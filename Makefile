@@ -176,13 +176,14 @@ MAN := $(wildcard mkfs/*.8 tools/*.8 fs/*.8)
 .PHONY: install
 install: all		## install under PREFIX (/usr/local), in DESTDIR
 	install -d $(addprefix $(DESTDIR),$(BINDIR) $(SBINDIR) $(HELPERS) $(LIBDIR)/pkgconfig \
-		$(INCDIR)/spaceweave $(MANDIR)/man8 $(COMPDIR))
+		$(INCDIR)/spaceweave $(MANDIR)/man3 $(MANDIR)/man8 $(COMPDIR))
 	install -m 755 $(BIN)/spaceweave $(DESTDIR)$(BINDIR)
 	install -m 755 $(filter-out %/spaceweave,$(PROGS)) $(DESTDIR)$(SBINDIR)
 	set -e; for p in $(filter-out spaceweave,$(notdir $(PROGS))); do \
 		[ $(HELPERS) = $(SBINDIR) ] || ln -sf $(SBINDIR)/$$p $(DESTDIR)$(HELPERS)/$$p; done
 	ln -sf $(SBINDIR)/mount.spaceweave $(DESTDIR)$(HELPERS)/mount.fuse.spaceweave
 	install -m 644 $(MAN) $(DESTDIR)$(MANDIR)/man8
+	install -m 644 alloc/spaceweave-alloc.3 $(DESTDIR)$(MANDIR)/man3
 	install -m 644 tools/completion.bash $(DESTDIR)$(COMPDIR)/spaceweave
 	set -e; for p in mkfs fsck mount; do ln -sf spaceweave $(DESTDIR)$(COMPDIR)/$$p.spaceweave; done
 	install -m 644 $(ALLOC) $(DESTDIR)$(LIBDIR)
@@ -199,6 +200,7 @@ uninstall:		## remove what install put there
 		$(addprefix $(DESTDIR)$(SBINDIR)/,$(filter-out spaceweave,$(notdir $(PROGS)))) \
 		$(addprefix $(DESTDIR)$(HELPERS)/,$(filter-out spaceweave,$(notdir $(PROGS))) mount.fuse.spaceweave) \
 		$(addprefix $(DESTDIR)$(MANDIR)/man8/,$(notdir $(MAN))) \
+		$(DESTDIR)$(MANDIR)/man3/spaceweave-alloc.3 \
 		$(addprefix $(DESTDIR)$(COMPDIR)/,spaceweave mkfs.spaceweave fsck.spaceweave mount.spaceweave) \
 		$(DESTDIR)$(LIBDIR)/libspaceweave-alloc.a $(DESTDIR)$(LIBDIR)/libspaceweave-alloc.so* \
 		$(DESTDIR)$(INCDIR)/spaceweave/alloc.h $(DESTDIR)$(LIBDIR)/pkgconfig/spaceweave-alloc.pc

@@ -6,9 +6,9 @@
  * The disk-space allocator: which units of a space of addresses are free.
  *
  * One truth, a bitmap in chunks of ALLOC_CHUNK units; an index of its long
- * runs in two B-trees, by (length, start) and by start. Requests up to the
- * small limit are served from the chunk that a shard holds at the time,
- * larger ones from the trees. Nothing strands: success is decided by one exact
+ * runs in two B-trees, by (length, start) and by start, and of its short ones
+ * in bins by length. Small requests are served from the bins, or the front of
+ * a run, that a shard holds at the time, larger ones from the trees. Nothing strands: success is decided by one exact
  * counter of free units, and whatever that counter promised is found, in
  * several extents if need be. ALLOC.md states the policy.
  *
@@ -53,10 +53,12 @@ struct alloc_config {
 	uint64_t units;			/* size of the space, 1 .. 2^52 */
 	uint32_t unit_bytes;		/* 512 .. 1 MiB, a power of two; 4096 */
 	uint32_t small_limit_bytes;	/* requests up to it are small; 262144;
-					   at most a quarter of a chunk */
+					   at most a quarter of a chunk, and
+					   more than 64 units count as 64 */
 	uint32_t shards;		/* 1 .. 1024; 16 */
 	enum alloc_policy policy;
-	const char *state_path;		/* NULL: no state file (a volume) */
+	const char *state_path;		/* NULL: no state file; none with a
+					   source */
 	uint32_t backup_interval_s;	/* save this often; 300; UINT32_MAX: never */
 	uint32_t operation_threshold;	/* or after so many calls; 1000;
 					   UINT32_MAX: never */
@@ -102,8 +104,9 @@ int alloc_config_env(struct alloc_config *cfg, char *msg, size_t msg_len);
 
 /*
  * Open a space. With `source` NULL and no state path all of it is free; with a
- * state path the saved state is read if there is one (-EUCLEAN when both it
- * and its predecessor are damaged). With a source, `free_units` is the exact
+ * state path the saved state is read if there is one: -EUCLEAN when both it
+ * and its predecessor are damaged, -EINVAL when it is of a space of another
+ * size; see alloc_notice(). With a source, `free_units` is the exact
  * count of units free in it, and the source is asked lazily: opening takes
  * the same time for every size.
  */
@@ -191,7 +194,7 @@ struct alloc_stats {
 	uint64_t memory_bytes;		/* held by the allocator */
 };
 
-/* Free units: one atomic load, exact. */
+/* Free units: a load for each shard, exact when no call is in progress. */
 uint64_t alloc_free_units(const struct alloc *a);
 /* Used share of the space, 0 .. 1. */
 double alloc_utilization(const struct alloc *a);
@@ -210,7 +213,9 @@ int alloc_next_free(struct alloc *a, uint64_t from, struct extent *out);
 /*
  * Change the size. Growing adds free units. Shrinking is refused with -EBUSY
  * while units beyond the new size are in use; *blocking then holds the first
- * such run (call again after moving it).
+ * such run (call again after moving it). With -ENOSPC when more is reserved
+ * than would be left, -EFBIG beyond what this space was opened for (at least
+ * 2^41 units).
  */
 int alloc_resize(struct alloc *a, uint64_t units, struct extent *blocking);
 

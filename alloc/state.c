@@ -79,7 +79,9 @@ struct writer {
 	int fd, err;
 	unsigned char *buf;
 	size_t used;
-	uint64_t bytes, free, skip;
+	uint64_t bytes, free;
+	uint64_t skip, full;		/* chunks seen, free then full, that
+					   are not written yet */
 	XXH3_state_t *hash;
 };
 
@@ -121,8 +123,19 @@ static void write_number(struct writer *w, uint64_t n)
 	} while (n);
 }
 
+static void write_full(struct writer *w)
+{
+	if (!w->full)
+		return;
+	write_number(w, w->skip);
+	write_number(w, RECORD_FULL);
+	write_number(w, w->full);
+	w->skip = w->full = 0;
+}
+
 static void write_record(struct writer *w, unsigned kind)
 {
+	write_full(w);
 	write_number(w, w->skip);
 	write_number(w, kind);
 	w->skip = 0;
@@ -131,10 +144,10 @@ static void write_record(struct writer *w, unsigned kind)
 static void write_alike(struct writer *w, uint64_t count, bool free)
 {
 	if (free) {
+		write_full(w);
 		w->skip += count;
 	} else {
-		write_record(w, RECORD_FULL);
-		write_number(w, count);
+		w->full += count;
 	}
 }
 
@@ -184,7 +197,9 @@ static void write_image(struct writer *w, const struct chunk_image *im)
 {
 	w->free += image_free(im);
 	if (im->edges == 0) {
-		w->skip++;
+		write_alike(w, 1, true);
+	} else if (!im->bits && im->edges == 1 && !im->edge[0]) {
+		write_alike(w, 1, false);
 	} else if (!im->bits || im->edges <= EDGES_MAX) {
 		write_edges(w, im);
 	} else {
@@ -263,6 +278,7 @@ static int write_state(struct alloc *a, struct writer *w)
 			w->free += min_u64(count * ALLOC_CHUNK,
 					   head.units - index * ALLOC_CHUNK);
 	}
+	write_full(w);
 	write_out(w);
 	if (err || w->err)
 		return err ? err : w->err;

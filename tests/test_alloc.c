@@ -398,16 +398,123 @@ static void a_tiny_space_walks(void **state)
 static void a_chunk_walks(void **state)
 {
 	(void)state;
-	walk(2000, ALLOC_BEST_FIT, 50000 / SLOW, 1, 1);
-	walk(ALLOC_CHUNK, ALLOC_BEST_FIT, 100000 / SLOW, 16, 1);
+	walk(2000, ALLOC_BEST_FIT, 100000 / SLOW, 1, 1);
+	walk(ALLOC_CHUNK, ALLOC_BEST_FIT, 200000 / SLOW, 16, 1);
 }
 
 static void several_chunks_walk(void **state)
 {
 	(void)state;
-	walk(3 * ALLOC_CHUNK + 17, ALLOC_BEST_FIT, 200000 / SLOW, 64, 2);
+	walk(3 * ALLOC_CHUNK + 17, ALLOC_BEST_FIT, 300000 / SLOW, 64, 2);
 	walk(3 * ALLOC_CHUNK + 17, ALLOC_FIRST_FIT, 100000 / SLOW, 64, 3);
-	walk(7 * ALLOC_CHUNK - 1, ALLOC_BEST_FIT, 200000 / SLOW, 64, 4);
+	walk(7 * ALLOC_CHUNK - 1, ALLOC_BEST_FIT, 400000 / SLOW, 128, 4);
+}
+
+static void a_bad_configuration_is_named(void **state)
+{
+	static const struct {
+		struct alloc_config cfg;
+		const char *msg;
+	} bad[] = {
+		{ { .units = 0 }, "units is 0, must be 1 to 4503599627370496" },
+		{ { .units = 9, .unit_bytes = 100 },
+		  "unit_bytes is 100, must be 512 to 1048576" },
+		{ { .units = 9, .unit_bytes = 1000 },
+		  "unit_bytes is 1000, must be a power of two" },
+		{ { .units = 9, .small_limit_bytes = 1 },
+		  "small_limit_bytes is 1, must be 4096 to 33554432" },
+		{ { .units = 9, .shards = 1025 },
+		  "shards is 1025, must be 1 to 1024" },
+		{ { .units = 9, .policy = 3 }, "policy is 3, must be 0 to 2" },
+	};
+	struct alloc_config cfg = { .units = 9 };
+	char msg[200];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+		struct alloc_config c = bad[i].cfg;
+		struct alloc *a;
+
+		assert_int_equal(alloc_config_check(&c, msg, sizeof(msg)), -EINVAL);
+		assert_string_equal(msg, bad[i].msg);
+		assert_int_equal(alloc_open(&bad[i].cfg, NULL, 0, &a), -EINVAL);
+	}
+	assert_int_equal(alloc_config_check(&cfg, msg, sizeof(msg)), 0);
+	assert_int_equal(cfg.unit_bytes, 4096);
+	assert_int_equal(cfg.small_limit_bytes, 262144);
+	assert_int_equal(cfg.shards, 16);
+	assert_int_equal(cfg.policy, ALLOC_BEST_FIT);
+	assert_int_equal(cfg.backup_interval_s, 300);
+	assert_int_equal(cfg.operation_threshold, 1000);
+}
+
+static void the_environment_configures(void **state)
+{
+	struct alloc_config cfg = { .units = 9 };
+	char msg[200];
+
+	(void)state;
+	setenv("SPACEWEAVE_ALLOC_UNITS", "2M", 1);
+	setenv("SPACEWEAVE_ALLOC_UNIT_BYTES", "8k", 1);
+	setenv("SPACEWEAVE_ALLOC_POLICY", "first-fit", 1);
+	setenv("SPACEWEAVE_ALLOC_SHARDS", "4", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), 0);
+	assert_int_equal(cfg.units, 2 << 20);
+	assert_int_equal(cfg.unit_bytes, 8192);
+	assert_int_equal(cfg.policy, ALLOC_FIRST_FIT);
+	assert_int_equal(cfg.shards, 4);
+	setenv("SPACEWEAVE_ALLOC_SHARDS", "4x", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+	assert_non_null(strstr(msg, "SPACEWEAVE_ALLOC_SHARDS is '4x'"));
+	setenv("SPACEWEAVE_ALLOC_SHARDS", "5G", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+	assert_non_null(strstr(msg, "at most"));
+	unsetenv("SPACEWEAVE_ALLOC_SHARDS");
+	setenv("SPACEWEAVE_ALLOC_POLICY", "worst-fit", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+	assert_non_null(strstr(msg, "worst-fit"));
+	unsetenv("SPACEWEAVE_ALLOC_POLICY");
+	unsetenv("SPACEWEAVE_ALLOC_UNITS");
+	unsetenv("SPACEWEAVE_ALLOC_UNIT_BYTES");
+}
+
+static void bytes_round_up_and_misuse_changes_nothing(void **state)
+{
+	struct alloc_config cfg = { .units = 100 };
+	struct alloc_stats st;
+	struct alloc *a;
+	uint64_t at;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_bytes(a, 4097, &at), 0);
+	assert_int_equal(alloc_free_units(a), 98);
+	assert_int_equal(alloc_bytes(a, 0, &at), -EINVAL);
+	assert_int_equal(alloc_bytes(a, UINT64_MAX, &at), -ENOSPC);
+	assert_int_equal(alloc_free_bytes(a, at + 1, 4096), -EINVAL);
+	assert_int_equal(alloc_free_bytes(a, at, 4096 * 3), -EINVAL);
+	assert_int_equal(alloc_free_bytes(a, at, 0), -ERANGE);
+	assert_int_equal(alloc_free_bytes(a, at, UINT64_MAX), -ERANGE);
+	assert_int_equal(alloc_free_bytes(a, 4096 * 100, 4096), -ERANGE);
+	assert_int_equal(alloc_exact(a, UINT64_MAX, 2), -ERANGE);
+	assert_int_equal(alloc_exact(a, 99, 2), -ERANGE);
+	assert_int_equal(alloc_exact(a, 5, 0), -ERANGE);
+	assert_int_equal(alloc_save(a), -EINVAL);
+	assert_int_equal(alloc_free_units(a), 98);
+	assert_int_equal(alloc_free_bytes(a, at, 4097), 0);
+	assert_int_equal(alloc_free_bytes(a, at, 4097), -EINVAL);
+	assert_int_equal(alloc_free_units(a), 100);
+	assert_int_equal(alloc_exact(a, 10, 10), 0);
+	assert_int_equal(alloc_stats(a, true, &st), 0);
+	assert_int_equal(st.free_extents, 2);
+	assert_int_equal(st.largest_free, 80);
+	assert_int_equal(st.histogram[3], 1);
+	assert_int_equal(st.histogram[6], 1);
+	assert_int_equal(st.allocs, 2);
+	assert_int_equal(st.frees, 1);
+	assert_true(alloc_utilization(a) > 0.09 && alloc_utilization(a) < 0.11);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
 }
 
 static void a_petabyte_opens_at_once(void **state)
@@ -758,6 +865,9 @@ static void sixteen_threads_load_together(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_bad_configuration_is_named),
+		cmocka_unit_test(the_environment_configures),
+		cmocka_unit_test(bytes_round_up_and_misuse_changes_nothing),
 		cmocka_unit_test(a_tiny_space_walks),
 		cmocka_unit_test(a_chunk_walks),
 		cmocka_unit_test(several_chunks_walk),
