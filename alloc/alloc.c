@@ -253,18 +253,12 @@ static int from_bins(struct op *op, uint32_t len, struct extent *out)
 	struct shard *sh = op->sh;
 
 	do {
-		uint64_t fit;
+		uint32_t run;
 
-		while ((fit = sh->filled & (~0ull << (len - 1)))) {
-			uint32_t run = (uint32_t)__builtin_ctzll(fit) + 1;
-			struct bin *b = &sh->bins[run - 1];
-			uint64_t start = b->starts[--b->count];
-			int err;
+		while ((run = hints_ceil(sh, len))) {
+			uint64_t start = hint_pop(sh, run);
+			int err = hint_take(op, start, run, len);
 
-			if (!b->count)
-				atomic_set(&sh->filled,
-					   sh->filled & ~(1ull << (run - 1)));
-			err = hint_take(op, start, run, len);
 			if (err == -ENOENT)
 				continue;
 			if (err)
@@ -321,7 +315,7 @@ static int take_front(struct op *op, struct run run, uint64_t len)
 static int from_runs(struct op *op, uint64_t len, struct extent *out)
 {
 	struct alloc *a = op->a;
-	bool small = len <= a->border, window;
+	bool small = len <= a->small_units, window;
 	unsigned slot = small ? WINDOW_SMALL : WINDOW_LARGE;
 	struct run run;
 	uint64_t room;
@@ -330,7 +324,7 @@ static int from_runs(struct op *op, uint64_t len, struct extent *out)
 
 	if (small && !window_take(op, slot, (uint32_t)len, true, out))
 		return 0;
-	have = choose_run(a, small ? a->border + 1 : len, &run);
+	have = choose_run(a, len > a->border ? len : a->border + 1, &run);
 	if (!small && len < ALLOC_CHUNK) {
 		uint32_t left = window_left(op, slot);
 
@@ -392,11 +386,10 @@ static int from_longest(struct op *op, uint64_t len, struct extent *out)
 		return err;
 	}
 	do {
-		while (sh->filled) {
-			uint32_t run = 64 - (uint32_t)__builtin_clzll(sh->filled);
+		uint32_t run;
 
-			run = (uint32_t)min_u64(run, len);
-			err = from_bins(op, run, out);
+		while ((run = hints_longest(sh))) {
+			err = from_bins(op, (uint32_t)min_u64(run, len), out);
 			if (err != -ENOSPC)
 				return err;
 		}
@@ -408,12 +401,12 @@ static int from_longest(struct op *op, uint64_t len, struct extent *out)
 static int look_here(struct op *op, uint64_t goal, uint64_t len,
 		     struct extent *out)
 {
-	bool small = len <= op->a->border;
 	int err = -ENOSPC;
 
+	hints_tidy(op);
 	if (goal < op->a->units)
 		err = from_goal(op, goal, len, out);
-	if (err == -ENOSPC && small)
+	if (err == -ENOSPC && len <= op->a->border)
 		err = from_bins(op, (uint32_t)len, out);
 	if (err == -ENOSPC)
 		err = from_runs(op, len, out);
@@ -429,19 +422,19 @@ static int look_here(struct op *op, uint64_t goal, uint64_t len,
 static int steal(struct alloc *a, uint64_t len)
 {
 	unsigned own = op_shard_of_thread(a);
-	uint64_t fit = len > a->border ? 0 : ~0ull << (len - 1);
 
-	for (unsigned i = 1; fit && i < a->cfg.shards; i++) {
+	for (unsigned i = 1; len <= a->border && i < a->cfg.shards; i++) {
 		unsigned from = (own + i) % a->cfg.shards;
 		bool done;
 
-		if (!(atomic_get(&a->shards[from].filled) & fit) &&
+		if (!hints_ceil(&a->shards[from], (uint32_t)len) &&
 		    !atomic_get(&a->shards[from].lost_count))
 			continue;
 		latch_lock(&a->shards[own < from ? own : from].latch);
 		latch_lock_nested(&a->shards[own < from ? from : own].latch,
 				  true);
-		done = hints_steal(&a->shards[own], &a->shards[from], fit);
+		done = hints_steal(&a->shards[own], &a->shards[from],
+				   (uint32_t)len);
 		a->shards[own].n.steals += done;
 		latch_unlock(&a->shards[own].latch);
 		latch_unlock(&a->shards[from].latch);
@@ -952,7 +945,7 @@ static void shards_fini(struct alloc *a)
 	for (unsigned i = 0; a->shards && i < a->cfg.shards; i++) {
 		struct shard *sh = &a->shards[i];
 
-		for (unsigned j = 0; j < BORDER_MAX; j++)
+		for (unsigned j = 0; j < BORDER; j++)
 			free(sh->bins[j].starts);
 		free(sh->lost);
 	}
@@ -1014,9 +1007,11 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 			   : (struct alloc_source){ NULL, load_free,
 						    describe_all_free };
 	a->units = units = a->cfg.units;
-	a->border = a->cfg.small_limit_bytes / a->cfg.unit_bytes;
-	a->border = a->border > BORDER_MAX ? BORDER_MAX : a->border;
-	a->border = a->border ? a->border : 1;
+	a->small_units = a->cfg.small_limit_bytes / a->cfg.unit_bytes;
+	a->border = BORDER;
+	/* First fit wants long runs by address, which bins are not. */
+	if (a->cfg.policy == ALLOC_FIRST_FIT && a->small_units < BORDER)
+		a->border = a->small_units;
 	a->batch = min_u64(1024, units / (16 * a->cfg.shards) + 1);
 	a->hints_max = units / 1024 > (1u << 18) ? units / 1024 : 1u << 18;
 	a->pool = source ? free_units : units;

@@ -9,7 +9,7 @@
  *
  * Every free unit is in exactly one of these:
  *
- * - a long run: more than `border` units in a row, found in both trees;
+ * - a long run: more than BORDER units in a row, found in both trees;
  * - a short run: found through a hint in a bin of some shard, or, when memory
  *   for hints is out, in a chunk on some shard's list of lost chunks;
  * - a window: given away from its front, found through the shard that opened
@@ -39,12 +39,13 @@
 #include "alloc/btree.h"
 #include "alloc/lock.h"
 
-#define BORDER_MAX 64			/* longest short run, units */
-#define HOOD (BORDER_MAX + 1)
+#define BORDER 1024u			/* longest short run, units */
+#define HOOD (BORDER + 1)
 
 struct bin {
 	uint64_t *starts;
 	uint32_t count, max;
+	uint32_t tidy;			/* count when it was last tidied */
 };
 
 enum window_slot {
@@ -65,9 +66,10 @@ struct shard {
 	/* Under latch: */
 	uint64_t credit;		/* free units promised to this shard;
 					   others read it */
-	uint64_t filled;		/* bit i: bins[i] is not empty; others
+	uint64_t filled[BORDER / 64];	/* bit i: bins[i] is not empty; others
 					   read it, and lost_count */
-	struct bin bins[BORDER_MAX];	/* bins[i]: runs of i + 1 units */
+	uint32_t crowded;		/* a bin to be tidied, + 1 */
+	struct bin bins[BORDER];	/* bins[i]: runs of i + 1 units */
 	uint64_t *lost;			/* chunks with runs that have no hint */
 	uint32_t lost_count, lost_max;
 	uint32_t goal_turn;
@@ -79,7 +81,8 @@ struct alloc {
 	struct alloc_config cfg;
 	struct alloc_source source;
 	uint64_t units;
-	uint32_t border;		/* longest short run */
+	uint32_t border;		/* longest short run: BORDER, but for
+					   first fit */
 	uint32_t small_units;		/* longest small request */
 	uint64_t batch;			/* units of credit taken at a time */
 	uint64_t hints_max;		/* in all shards */
@@ -174,11 +177,21 @@ int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len);
 /* Search a chunk of the shard's list again. False when the list is empty. */
 bool hints_find_lost(struct op *op);
 
+/* Throw out what is out of date, if a bin is crowded. In no hood. */
+void hints_tidy(struct op *op);
+
+/* The shortest run of at least `len`, or the longest, by the bins. 0: none. */
+uint32_t hints_ceil(const struct shard *sh, uint32_t len);
+uint32_t hints_longest(const struct shard *sh);
+/* Take a hint from the bin of runs of `run` units, which has one. */
+uint64_t hint_pop(struct shard *sh, uint32_t run);
+
 /*
- * Swap the first of the bins `fit` that is not empty in `from` with one's own,
- * or the lists of lost chunks. False when there is nothing. Both are locked.
+ * Swap the first bin of `from` that is not empty, of runs of `len` units or
+ * more, with one's own, or the lists of lost chunks. False when there is
+ * nothing. Both shards are locked.
  */
-bool hints_steal(struct shard *own, struct shard *from, uint64_t fit);
+bool hints_steal(struct shard *own, struct shard *from, uint32_t len);
 
 /* Windows; these lock what they need themselves. */
 int window_open(struct op *op, unsigned slot, struct run run, uint64_t from);

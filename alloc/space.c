@@ -81,8 +81,8 @@ int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
 {
 	struct alloc *a = op->a;
 
-	h->first = chunk_of(s > HOOD ? s - HOOD : 0);
 	h->last = chunk_of(min_u64(e + HOOD, a->units - 1));
+	h->first = min_u64(chunk_of(s > HOOD ? s - HOOD : 0), h->last);
 	for (uint64_t i = h->first; i <= h->last; i++)
 		if (!chunks_get(&a->chunks, i))
 			return -ENOMEM;
@@ -446,7 +446,7 @@ static void lost_push(struct op *op, uint64_t chunk)
 /* `must`: the bound on memory does not count, a chunk's worth is little. */
 static bool bin_grow(struct alloc *a, struct bin *b, bool must)
 {
-	uint32_t more = b->max ? b->max : 64;
+	uint32_t more = b->max ? b->max : 16;
 	void *grown;
 
 	if (__atomic_add_fetch(&a->hints, more, __ATOMIC_RELAXED) >
@@ -464,18 +464,98 @@ out:
 	return false;
 }
 
+static void filled_set(struct shard *sh, uint32_t i, bool filled)
+{
+	uint64_t bit = 1ull << i % 64, was = sh->filled[i / 64];
+
+	atomic_set(&sh->filled[i / 64], filled ? was | bit : was & ~bit);
+}
+
 void hint_push(struct op *op, uint64_t start, uint32_t len)
 {
 	struct shard *sh = op->sh;
 	struct bin *b = &sh->bins[len - 1];
 
-	if (b->count == b->max && !bin_grow(op->a, b, op->refill)) {
-		lost_push(op, chunk_of(start));
-		return;
+	if (b->count == b->max) {
+		if (!bin_grow(op->a, b, op->refill)) {
+			lost_push(op, chunk_of(start));
+			return;
+		}
+		/* Has it doubled because nobody wants such runs? */
+		if (b->count >= 64 && b->count >= 2 * b->tidy)
+			sh->crowded = len;
 	}
 	b->starts[b->count++] = start;
-	if (!(sh->filled & 1ull << (len - 1)))
-		atomic_set(&sh->filled, sh->filled | 1ull << (len - 1));
+	if (b->count == 1)
+		filled_set(sh, len - 1, true);
+}
+
+uint64_t hint_pop(struct shard *sh, uint32_t run)
+{
+	struct bin *b = &sh->bins[run - 1];
+	uint64_t start = b->starts[--b->count];
+
+	if (!b->count)
+		filled_set(sh, run - 1, false);
+	return start;
+}
+
+uint32_t hints_ceil(const struct shard *sh, uint32_t len)
+{
+	uint32_t w = (len - 1) / 64;
+	uint64_t word = atomic_get(&sh->filled[w]) & ~0ull << (len - 1) % 64;
+
+	while (!word) {
+		if (++w == BORDER / 64)
+			return 0;
+		word = atomic_get(&sh->filled[w]);
+	}
+	return w * 64 + (uint32_t)__builtin_ctzll(word) + 1;
+}
+
+uint32_t hints_longest(const struct shard *sh)
+{
+	for (uint32_t w = BORDER / 64; w-- > 0;)
+		if (sh->filled[w])
+			return w * 64 + 64 -
+			       (uint32_t)__builtin_clzll(sh->filled[w]);
+	return 0;
+}
+
+/* In its hood: is there a short run of just `run` units at `start`? */
+static bool hint_good(struct op *op, uint64_t start, uint32_t run)
+{
+	return start + run <= op->a->units &&
+	       !space_ready(op, start, start + run) &&
+	       free_after(op, start, run + 1) == run && !free_before(op, start);
+}
+
+void hints_tidy(struct op *op)
+{
+	struct shard *sh = op->sh;
+	uint32_t run = sh->crowded, kept = 0;
+	struct bin *b;
+
+	if (__builtin_expect(!run, 1))
+		return;
+	sh->crowded = 0;
+	b = &sh->bins[run - 1];
+	for (uint32_t i = 0; i < b->count; i++) {
+		uint64_t start = b->starts[i];
+		struct hood h;
+		bool good = true;
+
+		/* In doubt, keep it. */
+		if (!hood_lock(op, start, start + run, &h)) {
+			good = hint_good(op, start, run);
+			hood_unlock(op, &h);
+		}
+		b->starts[kept] = start;
+		kept += good;
+	}
+	b->count = b->tidy = kept;
+	if (!kept)
+		filled_set(sh, run - 1, false);
 }
 
 int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len)
@@ -485,8 +565,7 @@ int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len)
 
 	if (err)
 		return err;
-	if (start + run > op->a->units || space_ready(op, start, start + run) ||
-	    free_after(op, start, run + 1) != run || free_before(op, start)) {
+	if (!hint_good(op, start, run)) {
 		err = -ENOENT;
 		goto out;
 	}
@@ -523,17 +602,17 @@ bool hints_find_lost(struct op *op)
 	return true;
 }
 
-bool hints_steal(struct shard *own, struct shard *from, uint64_t fit)
+bool hints_steal(struct shard *own, struct shard *from, uint32_t len)
 {
-	if (from->filled & fit) {
-		unsigned i = (unsigned)__builtin_ctzll(from->filled & fit);
-		struct bin b = own->bins[i];
+	uint32_t run = hints_ceil(from, len);
 
-		own->bins[i] = from->bins[i];
-		from->bins[i] = b;
-		atomic_set(&own->filled, own->filled | 1ull << i);
-		if (!b.count)
-			atomic_set(&from->filled, from->filled & ~(1ull << i));
+	if (run) {
+		struct bin b = own->bins[run - 1];
+
+		own->bins[run - 1] = from->bins[run - 1];
+		from->bins[run - 1] = b;
+		filled_set(own, run - 1, true);
+		filled_set(from, run - 1, b.count > 0);
 		return true;
 	}
 	if (from->lost_count && !own->lost_count) {
