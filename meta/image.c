@@ -24,13 +24,34 @@ static int fd_of(const struct image *im)
 	return ((const struct file_image *)im)->fd;
 }
 
+void (*image_waits)(void);
+
+#define MUCH_BYTES (64u << 10)
+
+static void waits(void)
+{
+	if (image_waits)
+		image_waits();
+}
+
+/* What the host has in memory is read without telling anybody. */
 static int file_pread(struct image *im, void *buf, size_t len, uint64_t off)
 {
-	while (len) {
-		ssize_t n = pread(fd_of(im), buf, len, (off_t)off);
+	int flags = image_waits && len < MUCH_BYTES ? RWF_NOWAIT : 0;
 
+	while (len) {
+		struct iovec iov = {buf, len};
+		ssize_t n;
+
+		if (!flags)
+			waits();
+		n = preadv2(fd_of(im), &iov, 1, (off_t)off, flags);
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && flags && (errno == EAGAIN || errno == EOPNOTSUPP)) {
+			flags = 0;
+			continue;
+		}
 		if (n < 0)
 			return -errno;
 		if (n == 0)
@@ -44,6 +65,8 @@ static int file_pread(struct image *im, void *buf, size_t len, uint64_t off)
 
 static int file_pwrite(struct image *im, const void *buf, size_t len, uint64_t off)
 {
+	if (len >= MUCH_BYTES)
+		waits();
 	while (len) {
 		ssize_t n = pwrite(fd_of(im), buf, len, (off_t)off);
 
@@ -68,6 +91,8 @@ static int file_pwritev(struct image *im, const struct iovec *iov, int n,
 
 	for (int i = 0; i < n; i++)
 		want += iov[i].iov_len;
+	if (want >= MUCH_BYTES)
+		waits();
 	got = pwritev(fd_of(im), iov, n, (off_t)off);
 	if (got == (ssize_t)want)
 		return 0;
@@ -86,6 +111,7 @@ static int file_pwritev(struct image *im, const struct iovec *iov, int n,
 
 static int file_flush(struct image *im)
 {
+	waits();
 	return fdatasync(fd_of(im)) ? -errno : 0;
 }
 

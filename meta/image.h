@@ -37,6 +37,13 @@ struct image_ops {
 	void (*close)(struct image *im);
 };
 
+/*
+ * Called, if set, by the thread that is about to wait for the host's disk or to
+ * move much, so that somebody else can do what it would have done next. Set
+ * before any image is in use.
+ */
+extern void (*image_waits)(void);
+
 struct image {
 	const struct image_ops *ops;
 	uint64_t bytes;		/* size */
