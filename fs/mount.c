@@ -1047,6 +1047,11 @@ int main(int argc, char **argv)
 
 	cli_init(argv[0]);
 	fuse_opt_add_arg(&o.args, argv[0]);
+	/* libfuse says nosuid,nodev; mount(8) does not pass on its defaults. */
+	if (!geteuid()) {
+		fuse_arg(&o, "dev", "");
+		fuse_arg(&o, "suid", "");
+	}
 	parse(&o, argc, argv);
 	check_image(&o, argv[optind]);
 	check_dir(&o, argv[optind + 1]);
