@@ -291,14 +291,71 @@ static void do_readdirplus(fuse_req_t req, fuse_ino_t dir, size_t size,
 	list(req, dir, size, off, true);
 }
 
+/* ---- writes that failed after they had been answered ---------------------------------- */
+
+/*
+ * The kernel answers a write from its cache before it comes to us; when there
+ * is no space for it then, only fsync and close would hear of it, and who just
+ * goes on writing would do so for ever. But a write begins with the attributes:
+ * so after a failure they are invalidated, and the request for them that comes
+ * with an open file is answered with the error, once.
+ */
+#define LATE_MAX 64
+
+static struct {
+	pthread_mutex_t lock;
+	unsigned count;		/* atomic: mostly 0 */
+	struct {
+		fuse_ino_t ino;
+		int err;
+	} e[LATE_MAX];
+} late = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void late_add(fuse_ino_t ino, int err)
+{
+	unsigned i = 0;
+
+	pthread_mutex_lock(&late.lock);
+	while (i < late.count && late.e[i].ino != ino)
+		i++;
+	if (i < LATE_MAX) {
+		late.e[i].ino = ino;
+		late.e[i].err = err;
+		if (i == late.count)
+			__atomic_store_n(&late.count, i + 1, __ATOMIC_RELEASE);
+	}
+	pthread_mutex_unlock(&late.lock);
+}
+
+static int late_take(fuse_ino_t ino)
+{
+	int err = 0;
+
+	if (!__atomic_load_n(&late.count, __ATOMIC_ACQUIRE))
+		return 0;
+	pthread_mutex_lock(&late.lock);
+	for (unsigned i = 0; i < late.count && !err; i++) {
+		if (late.e[i].ino != ino)
+			continue;
+		err = late.e[i].err;
+		late.e[i] = late.e[late.count - 1];
+		__atomic_store_n(&late.count, late.count - 1, __ATOMIC_RELEASE);
+	}
+	pthread_mutex_unlock(&late.lock);
+	return err;
+}
+
 /* ---- attributes --------------------------------------------------------------------- */
 
 static void do_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct stat st;
+	int err = fi ? late_take(ino) : 0;
 
-	(void)fi;
-	reply_attr(req, fs_getattr(fs_of(req), ino, &st), &st);
+	if (err)
+		reply_err(req, err);
+	else
+		reply_attr(req, fs_getattr(fs_of(req), ino, &st), &st);
 }
 
 static int setattr_what(int set)
@@ -386,54 +443,6 @@ static void do_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 	struct fs_cred c = cred_of(req);
 
 	reply_err(req, fs_removexattr(fs_of(req), &c, ino, name));
-}
-
-/* ---- contents ------------------------------------------------------------------------- */
-
-static void do_nosys(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
-{
-	(void)ino;
-	(void)fi;
-	fuse_reply_err(req, ENOSYS);
-}
-
-static void do_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
-		    struct fuse_file_info *fi)
-{
-	char *buf = buffer_of(fs_read_room(fs_of(req), size)), *data;
-	ssize_t n = buf ? fs_read(fs_of(req), ino, buf, size, off, &data)
-			: -ENOMEM;
-
-	(void)fi;
-	if (n < 0)
-		reply_err(req, (int)n);
-	else
-		fuse_reply_buf(req, data, (size_t)n);
-}
-
-static void do_write(fuse_req_t req, fuse_ino_t ino, const char *buf,
-		     size_t size, off_t off, struct fuse_file_info *fi)
-{
-	const struct face *face = fuse_req_userdata(req);
-	unsigned flags = 0;
-	ssize_t n;
-
-	if (fi->writepage && face->writeback)
-		flags |= FS_WRITE_CACHED;
-	if (face_extra.kill_suid)
-		flags |= FS_WRITE_KILL_SUID;
-	n = fs_write(face->fs, ino, buf, size, off, flags);
-	if (n < 0)
-		reply_err(req, (int)n);
-	else
-		fuse_reply_write(req, (size_t)n);
-}
-
-static void do_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off,
-			 off_t len, struct fuse_file_info *fi)
-{
-	(void)fi;
-	reply_err(req, fs_fallocate(fs_of(req), ino, mode, off, len));
 }
 
 /* ---- seeking for data and holes ---------------------------------------------------- */
@@ -589,6 +598,59 @@ static void do_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 		seek_reply(req, at);
 	if (err)
 		reply_err(req, err);
+}
+
+/* ---- contents ------------------------------------------------------------------------- */
+
+static void do_nosys(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	(void)fi;
+	fuse_reply_err(req, ENOSYS);
+}
+
+static void do_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		    struct fuse_file_info *fi)
+{
+	char *buf = buffer_of(fs_read_room(fs_of(req), size)), *data;
+	ssize_t n = buf ? fs_read(fs_of(req), ino, buf, size, off, &data)
+			: -ENOMEM;
+
+	(void)fi;
+	if (n < 0)
+		reply_err(req, (int)n);
+	else
+		fuse_reply_buf(req, data, (size_t)n);
+}
+
+static void do_write(fuse_req_t req, fuse_ino_t ino, const char *buf,
+		     size_t size, off_t off, struct fuse_file_info *fi)
+{
+	const struct face *face = fuse_req_userdata(req);
+	unsigned flags = 0;
+	ssize_t n;
+
+	if (fi->writepage && face->writeback)
+		flags |= FS_WRITE_CACHED;
+	if (face_extra.kill_suid)
+		flags |= FS_WRITE_KILL_SUID;
+	n = fs_write(face->fs, ino, buf, size, off, flags);
+	if (n >= 0) {
+		fuse_reply_write(req, (size_t)n);
+		return;
+	}
+	if (flags & FS_WRITE_CACHED)
+		late_add(ino, (int)n);
+	reply_err(req, (int)n);
+	if (flags & FS_WRITE_CACHED)
+		fuse_lowlevel_notify_inval_inode(seeker.se, ino, -1, 0);
+}
+
+static void do_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off,
+			 off_t len, struct fuse_file_info *fi)
+{
+	(void)fi;
+	reply_err(req, fs_fallocate(fs_of(req), ino, mode, off, len));
 }
 
 static void do_copy_file_range(fuse_req_t req, fuse_ino_t src, off_t src_off,
