@@ -334,7 +334,8 @@ static void round_of(uint64_t seed, struct verify *v)
 
 static void what_fsync_promised_to_any_thread_is_there(void **state)
 {
-	uint64_t seed = env_u64("SEED", 1), limit = env_u64("STATES", 12000);
+	uint64_t seed = env_u64("SEED", 1);
+	struct effort e = effort_begin(12000, 20);
 	struct verify v = {0};
 	uint64_t rounds = 0;
 
@@ -342,7 +343,7 @@ static void what_fsync_promised_to_any_thread_is_there(void **state)
 	do {
 		round_of(seed + rounds, &v);
 		rounds++;
-	} while (limit ? v.n < limit : rounds < 100);
+	} while (rounds < 100 && !effort_spent(&e, v.n));
 	print_message("%" PRIu64 " rounds, %" PRIu64 " crash states\n", rounds, v.n);
 }
 
