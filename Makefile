@@ -119,6 +119,11 @@ run:		## build, format spaceweave.img and mount it on ./mnt
 
 # ---- tests ----
 
+.PHONY: crash
+CRASH := $(filter $(BUILD)/tests/crash_% $(BUILD)/tests/test_fault,$(TESTS))
+crash: $(CRASH)		## every crash state and every failing call; hours
+	$(Q)fail=0; for t in $(CRASH); do echo "== $$t"; STATES=$${STATES:-0} $$t || fail=1; done; exit $$fail
+
 .PHONY: unit
 unit: $(TESTS)		## build and run the tests that need no mount
 	$(Q)tests/run $(TESTS)

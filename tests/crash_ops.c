@@ -601,7 +601,7 @@ static void report(const char *what, const struct timespec *since)
 }
 
 /* Through `total` numbers from `first` in an order that looks random. */
-static void sweep(uint64_t first, uint64_t total, uint64_t limit)
+static void sweep(uint64_t first, uint64_t total, struct effort e)
 {
 	uint64_t step = 1000003 % total | 1, at = seed % total;
 
@@ -617,7 +617,7 @@ static void sweep(uint64_t first, uint64_t total, uint64_t limit)
 		}
 	}
 	states = recoveries = workloads = 0;
-	for (uint64_t i = 0; i < total && (!limit || states < limit); i++) {
+	for (uint64_t i = 0; i < total && !effort_spent(&e, states); i++) {
 		run(first + at, 0);
 		at = (at + step) % total;
 	}
@@ -625,7 +625,6 @@ static void sweep(uint64_t first, uint64_t total, uint64_t limit)
 
 static void pairs_of_operations_survive_any_power_cut(void **state)
 {
-	uint64_t limit = env_u64("STATES", 30000);
 	struct timespec t;
 
 	(void)state;
@@ -634,20 +633,19 @@ static void pairs_of_operations_survive_any_power_cut(void **state)
 		run(env_u64("WORKLOAD", 0), env_u64("STATE", 0));
 		return;
 	}
-	sweep(0, PAIRS, limit);
+	sweep(0, PAIRS, effort_begin(30000, 30));
 	report("pairs", &t);
 }
 
 static void triples_of_operations_survive_any_power_cut(void **state)
 {
-	uint64_t limit = env_u64("STATES", 30000);
 	struct timespec t;
 
 	(void)state;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	if (getenv("WORKLOAD"))
 		return;
-	sweep(PAIRS, 40000, limit / 2);
+	sweep(PAIRS, 40000, effort_begin(15000, 20));
 	report("triples", &t);
 }
 

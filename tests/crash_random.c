@@ -297,7 +297,8 @@ static void run(uint64_t seed, uint64_t only)
 
 static void long_random_workloads_survive_any_power_cut(void **state)
 {
-	uint64_t seed = env_u64("SEED", 1), limit = env_u64("STATES", 30000);
+	uint64_t seed = env_u64("SEED", 1);
+	struct effort e = effort_begin(30000, 30);
 	uint64_t n = 0;
 	struct timespec a, b;
 	double s;
@@ -307,7 +308,7 @@ static void long_random_workloads_survive_any_power_cut(void **state)
 	do {
 		run(seed + n, env_u64("STATE", 0));
 		n++;
-	} while (limit ? states < limit : n < 200);
+	} while (n < 200 && !effort_spent(&e, states));
 	clock_gettime(CLOCK_MONOTONIC, &b);
 	s = (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
 	print_message("%" PRIu64 " workloads, %" PRIu64 " operations (%" PRIu64

@@ -17,7 +17,17 @@
 #include <string.h>
 #include <time.h>
 
-static uint64_t seed, limit;
+static uint64_t seed;
+
+/* Each test has a share. */
+static struct effort share(uint64_t states, unsigned seconds)
+{
+	struct effort e = effort_begin(states, seconds);
+
+	if (e.states && !e.until_ns)
+		e.states = 1 + e.states * states / 12000;
+	return e;
+}
 
 static const struct world_options options = {
 	.bytes = 1u << 20,
@@ -167,6 +177,7 @@ static int first_cut(void *ctx, struct fault *crashed, const struct fault_cut *c
 static void recovery_survives_a_second_and_a_third_cut(void **state)
 {
 	struct again a = {.depth = 2, .every = 12};
+	struct effort e = share(12000, 15);
 
 	(void)state;
 	for (uint64_t i = 0; i < 1000; i++) {
@@ -187,7 +198,7 @@ static void recovery_survives_a_second_and_a_third_cut(void **state)
 		fault_explore(w->f, &plan, &w->log_started, &w->log_promised, true,
 			      first_cut, &a);
 		world_destroy(w);
-		if (limit ? a.n[0] + a.n[1] > limit : i >= 100)
+		if (i >= 100 || effort_spent(&e, a.n[0] + a.n[1]))
 			break;
 	}
 	print_message("first cuts %" PRIu64 ", second %" PRIu64 ", third %" PRIu64 "\n",
@@ -222,6 +233,7 @@ static int chain_cut(void *ctx, struct fault *crashed, const struct fault_cut *c
 static void crash_after_crash_and_the_volume_goes_on(void **state)
 {
 	uint64_t n = 0, generations = 0;
+	struct effort e = share(4000, 8);
 
 	(void)state;
 	for (uint64_t i = 0; i < 1000; i++) {
@@ -254,7 +266,7 @@ static void crash_after_crash_and_the_volume_goes_on(void **state)
 		}
 		world_destroy(w);
 		fault_destroy(under);
-		if (limit ? n > limit / 3 : i >= 60)
+		if (i >= 60 || effort_spent(&e, n))
 			break;
 	}
 	print_message("%" PRIu64 " generations, %" PRIu64 " crash states\n", generations, n);
@@ -265,6 +277,7 @@ static void crash_after_crash_and_the_volume_goes_on(void **state)
 static void nothing_of_an_older_mkfs_comes_back(void **state)
 {
 	uint64_t n = 0;
+	struct effort e = share(3000, 8);
 
 	(void)state;
 	for (uint64_t i = 0; i < 1000; i++) {
@@ -294,7 +307,7 @@ static void nothing_of_an_older_mkfs_comes_back(void **state)
 		world_destroy(w);
 		fault_destroy(f);
 		world_destroy(old);
-		if (limit ? n > limit / 4 : i >= 60)
+		if (i >= 60 || effort_spent(&e, n))
 			break;
 	}
 	print_message("%" PRIu64 " crash states\n", n);
@@ -303,6 +316,7 @@ static void nothing_of_an_older_mkfs_comes_back(void **state)
 static void nothing_of_an_older_mount_comes_back(void **state)
 {
 	uint64_t n = 0;
+	struct effort e = share(3000, 8);
 
 	(void)state;
 	for (uint64_t i = 0; i < 1000; i++) {
@@ -326,7 +340,7 @@ static void nothing_of_an_older_mount_comes_back(void **state)
 		world_explore(w, &plan, true);
 		n += w->crashes;
 		world_destroy(w);
-		if (limit ? n > limit / 4 : i >= 60)
+		if (i >= 60 || effort_spent(&e, n))
 			break;
 	}
 	print_message("%" PRIu64 " crash states\n", n);
@@ -427,6 +441,7 @@ static int twice(void *ctx, struct fault *crashed, const struct fault_cut *cut)
 static void recovery_done_twice_gives_the_same(void **state)
 {
 	uint64_t n = 0;
+	struct effort e = share(1500, 8);
 
 	(void)state;
 	for (uint64_t i = 0; i < 1000; i++) {
@@ -445,7 +460,7 @@ static void recovery_done_twice_gives_the_same(void **state)
 			      twice, w);
 		n += w->crashes;
 		world_destroy(w);
-		if (limit ? n > limit / 8 : i >= 60)
+		if (i >= 60 || effort_spent(&e, n))
 			break;
 	}
 	print_message("%" PRIu64 " crash states\n", n);
@@ -463,6 +478,5 @@ int main(void)
 	};
 
 	seed = env_u64("SEED", 1);
-	limit = env_u64("STATES", 12000);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

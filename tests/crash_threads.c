@@ -216,6 +216,7 @@ struct verify {
 	uint64_t n;
 	uint64_t spread;	/* sum of started - promised */
 	uint64_t seed;
+	struct effort e;
 };
 
 static int verify(void *ctx, struct fault *crashed, const struct fault_cut *cut)
@@ -268,7 +269,7 @@ static int verify(void *ctx, struct fault *crashed, const struct fault_cut *cut)
 		if (err)
 			fail_msg("close: %s", strerror(-err));
 	}
-	return 0;
+	return effort_spent(&v->e, v->n);
 }
 
 static void round_of(uint64_t seed, struct verify *v)
@@ -334,15 +335,15 @@ static void round_of(uint64_t seed, struct verify *v)
 
 static void what_fsync_promised_to_any_thread_is_there(void **state)
 {
-	uint64_t seed = env_u64("SEED", 1), limit = env_u64("STATES", 12000);
-	struct verify v = {0};
+	uint64_t seed = env_u64("SEED", 1);
+	struct verify v = {.e = effort_begin(12000, 20)};
 	uint64_t rounds = 0;
 
 	(void)state;
 	do {
 		round_of(seed + rounds, &v);
 		rounds++;
-	} while (limit ? v.n < limit : rounds < 100);
+	} while (rounds < 100 && !effort_spent(&v.e, v.n));
 	print_message("%" PRIu64 " rounds, %" PRIu64 " crash states\n", rounds, v.n);
 }
 

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- memory that fails -------------------------------------------------------
@@ -917,4 +918,25 @@ uint64_t env_u64(const char *name, uint64_t otherwise)
 	const char *s = getenv(name);
 
 	return s && *s ? strtoull(s, NULL, 0) : otherwise;
+}
+
+static uint64_t clock_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+struct effort effort_begin(uint64_t states, unsigned seconds)
+{
+	if (getenv("STATES"))
+		return (struct effort){.states = env_u64("STATES", 0)};
+	return (struct effort){states, clock_ns() + seconds * 1000000000ull};
+}
+
+bool effort_spent(const struct effort *e, uint64_t states)
+{
+	return (e->states && states >= e->states) ||
+	       (e->until_ns && clock_ns() >= e->until_ns);
 }

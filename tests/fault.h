@@ -169,6 +169,17 @@ static inline uint64_t rng_below(struct rng *r, uint64_t n)
 	return n ? rng_next(r) % n : 0;
 }
 
+/*
+ * How long to go on: STATES from the environment (0: to the end), or else so
+ * many crash states or so many seconds, whatever comes first.
+ */
+struct effort {
+	uint64_t states;	/* 0: to the end */
+	uint64_t until_ns;	/* 0: any time */
+};
+struct effort effort_begin(uint64_t states, unsigned seconds);
+bool effort_spent(const struct effort *e, uint64_t states);
+
 /* An environment variable as a number, or `otherwise`. */
 uint64_t env_u64(const char *name, uint64_t otherwise);
 

@@ -173,7 +173,8 @@ static void count(void)
 static void sweep(unsigned kind, unsigned modes, bool memory)
 {
 	uint64_t n = memory ? memory_calls : calls[kind];
-	uint64_t limit = env_u64("STATES", 150), step = 1;
+	struct effort e = effort_begin(150, 20);	/* runs */
+	uint64_t step = 1;
 
 	if (getenv("INDEX")) {
 		if (env_u64("KIND", 0) == (memory ? 9 : kind))
@@ -181,10 +182,11 @@ static void sweep(unsigned kind, unsigned modes, bool memory)
 		return;
 	}
 	runs = reported = failed_opens = failed_volumes = states = 0;
-	if (limit && n * modes > limit)
-		step = (n * modes + limit - 1) / limit;
+	if (e.states && n * modes > e.states)
+		step = (n * modes + e.states - 1) / e.states;
 	for (unsigned mode = 0; mode < modes; mode++)
-		for (uint64_t i = mode % step; i < n; i += step)
+		for (uint64_t i = mode % step; i < n && !effort_spent(&(struct effort){
+			     .until_ns = e.until_ns}, 0); i += step)
 			run(kind, i, mode, memory);
 	print_message("%" PRIu64 " indices, %" PRIu64 " runs, %" PRIu64 " crash states; open "
 		      "failed in %" PRIu64 ", the volume in %" PRIu64 ", close in %" PRIu64
