@@ -139,7 +139,7 @@ SAN_TESTS  := $(patsubst tests/%.c,build-address-undefined/tests/%,$(TEST_SRC)) 
 	$(patsubst tests/%.c,build-thread/tests/%,$(filter-out tests/crash_ops.c tests/crash_random.c \
 		tests/crash_recovery.c tests/test_fault.c tests/test_simulator.c,$(TEST_SRC)))
 MNT_TESTS  := $(filter-out tests/mnt/lib.sh,$(sort $(wildcard tests/mnt/*.sh)))
-FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/))
+FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/)) tests/fsck/fuzz.sh
 CHECK_JOBS ?= 2
 CHECK_TIME ?= 900
 
@@ -151,6 +151,10 @@ check:		## build and run every test
 	@tests/run -j $(CHECK_JOBS) -t $(CHECK_TIME) $(TESTS) \
 		$(SAN_TESTS) \
 		$(FSCK_TESTS) $(MNT_TESTS)
+
+.PHONY: crash
+crash: tests		## every crash state there is, for hours (STATES=n: about so many)
+	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_%,$(TESTS))
 
 .PHONY: coverage
 coverage:		## which lines and branches the unit tests reach
