@@ -154,6 +154,7 @@ static int write_space(struct checkpoint *ck)
 {
 	struct volume *v = ck->v;
 	struct tree *tr = &v->trees[TABLE_SPACE];
+	struct deltas frees;
 	int r = defer(v, &ck->node_frees);
 
 	for (size_t i = 0; i < ck->node_frees.count && r == 0; i++)
@@ -172,12 +173,14 @@ static int write_space(struct checkpoint *ck)
 	ck->frozen[TABLE_SPACE] = *tr;
 	ck->nodes[TABLE_SPACE] = tr->dirty;
 	tr->dirty = (struct node_list){0};
+	/* Any transaction may make room in that list. */
+	frees = v->space_frees;
+	v->space_frees = (struct deltas){0};
 	rwlock_unlock(&v->commit);
 	r = write_nodes(ck, TABLE_SPACE);
-	for (size_t i = 0; i < v->space_frees.count && r == 0; i++)
-		r = delta_add(&ck->own, v->space_frees.v[i].start,
-			      v->space_frees.v[i].len, true);
-	v->space_frees.count = 0;
+	for (size_t i = 0; i < frees.count && r == 0; i++)
+		r = delta_add(&ck->own, frees.v[i].start, frees.v[i].len, true);
+	free(frees.v);
 	return r ? r : defer(v, &ck->own);
 }
 
