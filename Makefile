@@ -152,6 +152,10 @@ check:		## build and run every test
 		$(SAN_TESTS) \
 		$(FSCK_TESTS) $(MNT_TESTS)
 
+.PHONY: crash
+crash: tests		## every crash state there is, for hours (STATES=n: about so many)
+	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_%,$(TESTS))
+
 .PHONY: coverage
 coverage:		## which lines and branches the unit tests reach
 	@$(NEED) $(NEED_BUILD) $(NEED_CHECK) gcovr

@@ -35,6 +35,7 @@ static uint64_t bits_set(const uint8_t *bits, uint64_t n)
 /* ---- the bitmaps as they stand in the image ------------------------------------ */
 
 static uint8_t *raw;			/* one block */
+static uint8_t *there;			/* a bit for each bitmap that there is */
 static uint64_t raw_used;		/* in all of them */
 
 static int bitmaps_anew(struct fsck *f, enum problem_id id, bool yes)
@@ -91,6 +92,7 @@ static int space_item(struct fsck *f, const uint8_t *key, size_t klen,
 					    .what = "a bitmap's place"));
 	}
 	memcpy(&d, val, sizeof(d));
+	there[index / 8] |= (uint8_t)(1u << (index % 8));
 	if (!fsck_in_volume(f, get64(d.block), 1)) {
 		f->bitmaps_lost = true;
 		return bitmaps_anew(f, P_SPACE_PLACE,
@@ -166,6 +168,30 @@ static void compare_page(struct fsck *f, struct wrong *w, uint64_t page,
 	}
 }
 
+/* No bitmap, no owner, no journal that knows more: wholly free, unread. */
+static bool is_empty(const struct fsck *f, uint64_t index, uint64_t units)
+{
+	uint64_t first = index * f->per_bitmap / BLOCKS_PAGE;
+
+	if (f->changes || there[index / 8] >> (index % 8) & 1)
+		return false;
+	for (uint64_t u = 0; u < units; u += BLOCKS_PAGE)
+		if (blocks_page(&f->owned, first + u / BLOCKS_PAGE))
+			return false;
+	return true;
+}
+
+static void count_empty(struct fsck *f, uint64_t index, uint64_t units)
+{
+	uint64_t first = index * f->per_bitmap / BLOCKS_PAGE;
+
+	for (uint64_t u = 0; u < units; u += BLOCKS_PAGE)
+		f->chunk_free[first + u / BLOCKS_PAGE] =
+			units - u < BLOCKS_PAGE ? (uint32_t)(units - u) :
+						  BLOCKS_PAGE;
+	f->free_blks += units;
+}
+
 static int compare(struct fsck *f)
 {
 	uint64_t count = (f->blocks + f->per_bitmap - 1) / f->per_bitmap;
@@ -178,6 +204,10 @@ static int compare(struct fsck *f)
 		uint64_t units = units_of(f, i);
 		uint64_t first = i * f->per_bitmap / BLOCKS_PAGE;
 
+		if (is_empty(f, i, units)) {
+			count_empty(f, i, units);
+			continue;
+		}
 		ret = volume_bitmap(f->v, i, bits);
 		for (uint64_t u = 0; !ret && u < units; u += BLOCKS_PAGE) {
 			uint64_t n = units - u < BLOCKS_PAGE ? units - u :
@@ -254,7 +284,8 @@ int pass8(struct fsck *f)
 
 	raw = malloc((size_t)1 << f->shift);
 	f->chunk_free = calloc(chunks, sizeof(*f->chunk_free));
-	ret = raw && f->chunk_free ? 0 : -ENOMEM;
+	there = calloc(f->blocks / f->per_bitmap / 8 + 1, 1);
+	ret = raw && there && f->chunk_free ? 0 : -ENOMEM;
 	raw_used = 0;
 	if (!ret)
 		ret = own_fixed(f);
@@ -265,5 +296,6 @@ int pass8(struct fsck *f)
 		ret = check_counts(f);
 	if (!ret && !f->bitmaps_lost)
 		ret = compare(f);
+	free(there);
 	return ret;
 }
