@@ -447,9 +447,11 @@ static void make_shared(void)
 	struct txn *x;
 	uint64_t next;
 
-	add(ROOT_INO, "shared1", S_IFREG | 0644, &a);
+	must("get", inode_get(v, add(ROOT_INO, "shared1", S_IFREG | 0644, NULL), &a));
+	must("get", inode_get(v, add(ROOT_INO, "shared2", S_IFREG | 0644, NULL), &b));
+	rwlock_write(&a->lock);
+	rwlock_write_nested(&b->lock, true);
 	fill(a, 0, 12, 5);
-	add(ROOT_INO, "shared2", S_IFREG | 0644, &b);
 	must("begin", txn_begin(v, TXN_NORMAL, &x));
 	must("share", map_share(x, a, 2, b, 0, 6, &next));
 	inode_edit(x, b)->size = 6ull << volume_block_shift(v);
