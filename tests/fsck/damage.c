@@ -29,6 +29,8 @@
  *   bitmap N                         spoil a bitmap
  *   space N FIELD VALUE              block free csum, of a bitmap's item; in
  *                                    place, in the node
+ *   fuzz SEED                        change bytes of items, anywhere, and seal
+ *                                    the node again
  *   many N                           N files more in /many
  *   data PATH BLK                    spoil a block of data
  *   super SLOT FIELD VALUE           gen blocks free inodes next_ino flags uuid
@@ -653,6 +655,55 @@ static void space_field(uint64_t n, const char *field, const char *value)
 	free(buf);
 }
 
+/* All nodes of a volume. */
+struct nodes {
+	uint64_t block[4096];
+	unsigned count;
+};
+
+static int note_node(void *ctx, enum table t, unsigned level, uint64_t block)
+{
+	struct nodes *n = ctx;
+
+	(void)t;
+	(void)level;
+	if (n->count < 4096)
+		n->block[n->count++] = block;
+	return 0;
+}
+
+static void fuzz(uint64_t seed)
+{
+	size_t size = (size_t)1 << volume_block_shift(v);
+	static struct nodes nodes;
+	struct walk w = {.ctx = &nodes, .node = note_node};
+	uint8_t *buf = malloc(size);
+	struct disk_node *d = (void *)buf;
+	uint64_t block;
+
+	srand((unsigned)seed);
+	for (unsigned t = 0; t < TABLES; t++)
+		must("walk", volume_walk(v, t, &w));
+	block = nodes.block[(unsigned)rand() % nodes.count];
+	must("read", image_pread(im, buf, size, block * size));
+	for (unsigned n = 1 + (unsigned)rand() % 3; n--;) {
+		unsigned i = (unsigned)rand() % (get16(d->count) + 1u);
+		size_t at = (unsigned)rand() % (unsigned)size;
+
+		/* mostly inside an item, sometimes anywhere */
+		if (i < get16(d->count) && rand() % 8)
+			at = get16(((le16 *)(d + 1))[i]) + 4u +
+			     (unsigned)rand() % 40;
+		if (at < size)
+			buf[at] = rand() % 2 ? (uint8_t)rand() :
+					       buf[at] ^ (uint8_t)(1 << rand() % 8);
+	}
+	d->csum = put64(0);
+	d->csum = put64(checksum(buf, size));
+	must("write", image_pwrite(im, buf, size, block * size));
+	free(buf);
+}
+
 static void super_field(unsigned slot, const char *field, const char *value)
 {
 	struct disk_super s, *p = &s;
@@ -905,6 +956,8 @@ static bool raw_command(const char *c, int n, char **a)
 		spoil_bitmap(number(a[0]));
 	else if (!strcmp(c, "space") && n == 3)
 		space_field(number(a[0]), a[1], a[2]);
+	else if (!strcmp(c, "fuzz") && n == 1)
+		fuzz(number(a[0]));
 	else if (!strcmp(c, "data") && n == 2)
 		spoil((block_of(a[0], a[1]) << volume_block_shift(v)) + 50);
 	else
