@@ -18,7 +18,7 @@ tmp=${TMPDIR:-/var/tmp}
 work=$(mktemp -d "$tmp/spaceweave-fsck.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 image=$work/image
-want= want_status=4 by=none data=
+want='' want_status=4 by=none data=''
 
 damage() { "$damage_program" "$image" "$@"; }
 finds() { want=$*; }
