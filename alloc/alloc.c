@@ -184,7 +184,9 @@ static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
 		uint64_t end = min_u64(run.start + run.len,
 				       (chunk_of(s) + 1) * ALLOC_CHUNK);
 
-		if (end - s >= GOAL_WINDOW_MIN && end - s >= 4 * (uint64_t)len) {
+		/* At its front: what came before was taken, more may follow. */
+		if (run.start == s && end - s >= GOAL_WINDOW_MIN &&
+		    end - s >= 4 * (uint64_t)len) {
 			slot = WINDOW_GOAL + op->sh->goal_turn++ %
 						     (WINDOWS - WINDOW_GOAL);
 			err = window_open(op, slot, run, s);
