@@ -8,14 +8,15 @@
  *  1. With a goal: in the goal's chunk, the first run from the goal on that
  *     is long enough, else the first before it. Taking from the front of a
  *     long run opens a window there, so that the next one follows cheaply.
- *  2. Small: the shortest of this shard's short runs that is long enough.
+ *  2. The shortest short run that is long enough: of this shard's bins for a
+ *     small request, of all shards' for a large one.
  *  3. This shard's window for small, or for large requests.
  *  4. The tree of sizes: the shortest long run that is long enough, lowest
  *     address first (first fit: the tree of starts). For a small request, or
  *     when it is a very long one, it becomes the new window.
  *  5. This shard's windows, closed: their rest may join its neighbours.
  *  6. What the source has not described yet.
- *  7. The short runs that other shards know of (a steal).
+ *  7. For a small request too, the short runs of other shards.
  *  8. If several extents will do: the longest run there is, and again.
  *  9. With the world stopped: all windows closed, all shards' runs.
  *
@@ -44,15 +45,18 @@ static void credit_set(struct shard *sh, uint64_t credit)
 	atomic_set(&sh->credit, credit);
 }
 
-/* Take up to `want` units from the pool, not less than `least`, or nothing. */
-static uint64_t pool_take(struct alloc *a, uint64_t least, uint64_t want)
+/*
+ * Take `least` units from the pool, and up to `more`; or nothing. Less the less
+ * is left, so that what is left is not all in the wrong shards.
+ */
+static uint64_t pool_take(struct alloc *a, uint64_t least, uint64_t more)
 {
 	uint64_t had = __atomic_load_n(&a->pool, __ATOMIC_RELAXED), got;
 
 	do {
 		if (had < least)
 			return 0;
-		got = min_u64(had, want);
+		got = least + min_u64(more, (had - least) / 4 / a->cfg.shards);
 	} while (!__atomic_compare_exchange_n(&a->pool, &had, had - got, true,
 					      __ATOMIC_RELAXED,
 					      __ATOMIC_RELAXED));
@@ -67,7 +71,7 @@ static bool promise_from_shard(struct op *op, uint64_t units)
 	if (__builtin_expect(sh->credit < units, 0)) {
 		uint64_t least = units - sh->credit;
 
-		got = pool_take(op->a, least, least + op->a->batch);
+		got = pool_take(op->a, least, op->a->batch);
 		if (!got)
 			return false;
 		credit_set(sh, sh->credit + got);
@@ -81,7 +85,7 @@ static void promise_return(struct op *op, uint64_t units)
 	struct shard *sh = op->sh;
 	uint64_t credit = sh->credit + units, batch = op->a->batch;
 
-	if (credit > 4 * batch) {
+	if (credit > 2 * batch) {
 		__atomic_add_fetch(&op->a->pool, credit - batch,
 				   __ATOMIC_RELAXED);
 		credit = batch;
@@ -99,7 +103,7 @@ int promise_from_all(struct op *op, uint64_t units)
 				   __ATOMIC_RELAXED);
 		credit_set(&a->shards[i], 0);
 	}
-	return pool_take(a, units, units) ? 0 : -ENOSPC;
+	return pool_take(a, units, 0) ? 0 : -ENOSPC;
 }
 
 /* Enter and hold a promise of `units`. */
@@ -180,7 +184,9 @@ static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
 		uint64_t end = min_u64(run.start + run.len,
 				       (chunk_of(s) + 1) * ALLOC_CHUNK);
 
-		if (end - s >= GOAL_WINDOW_MIN && end - s >= 4 * (uint64_t)len) {
+		/* At its front: what came before was taken, more may follow. */
+		if (run.start == s && end - s >= GOAL_WINDOW_MIN &&
+		    end - s >= 4 * (uint64_t)len) {
 			slot = WINDOW_GOAL + op->sh->goal_turn++ %
 						     (WINDOWS - WINDOW_GOAL);
 			err = window_open(op, slot, run, s);
@@ -269,6 +275,30 @@ static int from_bins(struct op *op, uint32_t len, struct extent *out)
 		}
 	} while (hints_find_lost(op));
 	return -ENOSPC;
+}
+
+/*
+ * Step 2 for a large request: the shard whose bins fit better than this one's,
+ * and best of all, gives up that bin, if it can be had without waiting.
+ */
+static void steal_fit(struct op *op, uint32_t len)
+{
+	struct alloc *a = op->a;
+	uint32_t own = hints_ceil(op->sh, len), best = own ? own : UINT32_MAX;
+	struct shard *from = NULL;
+
+	for (unsigned i = 0; i < a->cfg.shards && best > len; i++) {
+		uint32_t run = hints_ceil(&a->shards[i], len);
+
+		if (run && run < best && &a->shards[i] != op->sh) {
+			best = run;
+			from = &a->shards[i];
+		}
+	}
+	if (!from || !latch_try(&from->latch))
+		return;
+	op->sh->n.steals += hints_steal(op->sh, from, len);
+	latch_unlock(&from->latch);
 }
 
 /* The long run that the policy prefers for `len`. */
@@ -406,8 +436,12 @@ static int look_here(struct op *op, uint64_t goal, uint64_t len,
 	hints_tidy(op);
 	if (goal < op->a->units)
 		err = from_goal(op, goal, len, out);
-	if (err == -ENOSPC && len <= op->a->border)
+	if (err == -ENOSPC && len <= op->a->border) {
+		/* A large request shall not cut a longer run for nothing. */
+		if (len > op->a->small_units && !op->world)
+			steal_fit(op, (uint32_t)len);
 		err = from_bins(op, (uint32_t)len, out);
+	}
 	if (err == -ENOSPC)
 		err = from_runs(op, len, out);
 	if (err == -ENOSPC)
@@ -1012,7 +1046,7 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 	/* First fit wants long runs by address, which bins are not. */
 	if (a->cfg.policy == ALLOC_FIRST_FIT && a->small_units < BORDER)
 		a->border = a->small_units;
-	a->batch = min_u64(1024, units / (16 * a->cfg.shards) + 1);
+	a->batch = min_u64(65536, units / 64 / a->cfg.shards + 1);
 	a->hints_max = units / 1024 > (1u << 18) ? units / 1024 : 1u << 18;
 	a->pool = source ? free_units : units;
 	lock_init(&a->state_lock, RANK_ALLOC_STATE, "state");

@@ -518,8 +518,15 @@ struct chunk *chunks_peek(const struct chunks *t, uint64_t index)
 
 uint64_t chunks_next(const struct chunks *t, uint64_t index, uint64_t end)
 {
+	uint64_t last = __atomic_load_n(&t->page_last, __ATOMIC_RELAXED);
+
+	/* Most of a fresh space lies behind the last page there is. */
+	if (index / PAGE_CHUNKS > last)
+		return end;
 	while (index < end && !page_load(t, index / PAGE_CHUNKS))
-		index = (index / PAGE_CHUNKS + 1) * PAGE_CHUNKS;
+		index = index / PAGE_CHUNKS == last
+				? end
+				: (index / PAGE_CHUNKS + 1) * PAGE_CHUNKS;
 	return index < end ? index : end;
 }
 
@@ -569,7 +576,7 @@ static struct chunk *page_new(struct chunks *t, uint64_t page)
 			chunk_become(&p[i], k->free);
 	}
 	if (page > t->page_last)
-		t->page_last = page;
+		__atomic_store_n(&t->page_last, page, __ATOMIC_RELAXED);
 	return p;
 }
 

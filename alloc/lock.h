@@ -125,6 +125,20 @@ static inline void latch_lock_nested(struct latch *l, bool how)
 
 static inline void latch_lock(struct latch *l) { latch_lock_nested(l, false); }
 
+/* Without waiting, so in any order. */
+static inline bool latch_try(struct latch *l)
+{
+	uint32_t free = 0;
+
+	if (!__atomic_compare_exchange_n(&l->word, &free, 1, false,
+					 __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+		return false;
+#ifdef LOCK_DEBUG
+	lock_witness_take(l->rank, l->name, true);
+#endif
+	return true;
+}
+
 static inline void latch_unlock(struct latch *l)
 {
 	if (__builtin_expect(__atomic_exchange_n(&l->word, 0,

@@ -443,14 +443,21 @@ static void lost_push(struct op *op, uint64_t chunk)
 	atomic_set(&sh->lost_count, sh->lost_count + 1);
 }
 
-/* `must`: the bound on memory does not count, a chunk's worth is little. */
-static bool bin_grow(struct alloc *a, struct bin *b, bool must)
+/*
+ * Runs of a few units may be as many as units; they are found as well by
+ * searching a chunk again, so they get less of the memory. `must`: none of
+ * that counts, a chunk's worth is little.
+ */
+#define TINY_RUN 8
+#define LONGER_SHARE 8
+
+static bool bin_grow(struct alloc *a, struct bin *b, uint32_t len, bool must)
 {
-	uint32_t more = b->max ? b->max : 16;
+	uint64_t max = a->hints_max * (len < TINY_RUN ? 1 : LONGER_SHARE);
+	uint32_t more = b->max ? b->max : 4;
 	void *grown;
 
-	if (__atomic_add_fetch(&a->hints, more, __ATOMIC_RELAXED) >
-		    a->hints_max &&
+	if (__atomic_add_fetch(&a->hints, more, __ATOMIC_RELAXED) > max &&
 	    !must)
 		goto out;
 	grown = realloc(b->starts, ((size_t)b->max + more) * sizeof(*b->starts));
@@ -477,7 +484,7 @@ void hint_push(struct op *op, uint64_t start, uint32_t len)
 	struct bin *b = &sh->bins[len - 1];
 
 	if (b->count == b->max) {
-		if (!bin_grow(op->a, b, op->refill)) {
+		if (!bin_grow(op->a, b, len, op->refill)) {
 			lost_push(op, chunk_of(start));
 			return;
 		}

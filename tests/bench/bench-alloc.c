@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * bench-alloc [-q] [-j file] [-w workload] [-b backend]: the allocator and two
+ * bench-alloc [-q] [-j file] [-w workload] [-b backend] [-t threads]: the allocator and two
  * stand-ins under the same seeded workloads. Each pair runs in a process of
  * its own. "net" is CPU time less that of the same driver with a backend that
  * does nothing; so is memory. Latency is of every 16th call.
@@ -670,16 +670,14 @@ static void *headline_fill(void *arg)
 	return NULL;
 }
 
-static void *headline_rest(void *arg)
+static void *headline_free(void *arg)
 {
 	struct seat *s = arg;
 	struct driver *d = &s->j->d[s->i];
-	uint64_t drop = d->count * (20 + below(&d->r, 31)) / 100, units;
+	uint64_t drop = d->count * (20 + below(&d->r, 31)) / 100;
 
 	while (drop-- && !d->stopped)
 		driver_give(d, below(&d->r, d->count));
-	while (!d->stopped && driver_take(d, units = size_units(s->j, d)))
-		;
 	return NULL;
 }
 
@@ -848,7 +846,8 @@ static void headline(struct job *j, struct result *r)
 	timed(r, j, headline_fill);
 	for (unsigned i = 0; i < j->threads; i++)
 		filled += j->d[i].count;
-	timed(r, j, headline_rest);
+	timed(r, j, headline_free);
+	timed(r, j, headline_fill);
 	for (unsigned i = 0; i < j->threads; i++)
 		kept += j->d[i].count;
 	r->calls = filled + kept / 3;
@@ -1025,6 +1024,7 @@ static const struct workload workloads[] = {
 };
 
 static bool quick;
+static unsigned threads;		/* 0: as the workload has it */
 
 /* In a child, so that memory is its own. False: it died. */
 static bool run_one(const struct workload *w, const struct backend *b,
@@ -1038,7 +1038,7 @@ static bool run_one(const struct workload *w, const struct backend *b,
 	fflush(stdout);
 	pid = fork();
 	if (!pid) {
-		struct job j = { .b = b, .threads = w->threads, .full = w->full,
+		struct job j = { .b = b, .threads = threads ? threads : w->threads, .full = w->full,
 				 .min = w->min, .max = w->max,
 				 .calls = quick ? w->calls / 8 : w->calls };
 		uint64_t before;
@@ -1115,7 +1115,7 @@ int main(int argc, char **argv)
 	bool comma = false;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "qj:w:b:")) != -1) {
+	while ((opt = getopt(argc, argv, "qj:w:b:t:")) != -1) {
 		switch (opt) {
 		case 'q':
 			quick = true;
@@ -1129,9 +1129,12 @@ int main(int argc, char **argv)
 		case 'b':
 			who = optarg;
 			break;
+		case 't':
+			threads = (unsigned)atoi(optarg);
+			break;
 		default:
 			fprintf(stderr, "usage: bench-alloc [-q] [-j file] "
-					"[-w workload] [-b backend]\n");
+					"[-w workload] [-b backend] [-t threads]\n");
 			return 2;
 		}
 	}
