@@ -850,22 +850,33 @@ static void stop(struct mount *m)
 	}
 }
 
-/* Root may let the kernel read ahead further than its default. */
-static void read_ahead(const struct mount *m)
+static void bdi_set(const struct stat *st, const char *name, unsigned value)
 {
 	char path[96];
-	struct stat st;
 	FILE *f;
 
-	if (geteuid() || stat(m->o->dir, &st))
-		return;
-	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb",
-		 major(st.st_dev), minor(st.st_dev));
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/%s",
+		 major(st->st_dev), minor(st->st_dev), name);
 	f = fopen(path, "we");
 	if (!f)
 		return;
-	fprintf(f, "%u\n", READ_AHEAD_KB);
+	fprintf(f, "%u\n", value);
 	fclose(f);
+}
+
+/*
+ * Root may let the kernel read ahead further than its default, and keep dirty
+ * pages as it does for every other file system: a FUSE mount else gets a
+ * hundredth of them, and whoever writes beside a stream is held up.
+ */
+static void tune_bdi(const struct mount *m)
+{
+	struct stat st;
+
+	if (geteuid() || stat(m->o->dir, &st))
+		return;
+	bdi_set(&st, "read_ahead_kb", READ_AHEAD_KB);
+	bdi_set(&st, "strict_limit", 0);
 }
 
 /* ---- the end ------------------------------------------------------------------------------------------ */
@@ -974,7 +985,7 @@ static int serve_mount(struct options *o, int tell)
 	pthread_sigmask(SIG_BLOCK, &signals, NULL);
 	err = begin(&m);
 	if (!err) {
-		read_ahead(&m);
+		tune_bdi(&m);
 		if (!o->foreground)
 			detach();
 		if (tell >= 0 && write(tell, "", 1) == 1)

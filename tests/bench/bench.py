@@ -284,10 +284,10 @@ class Spaceweave(FS):
 
 
 class Null(FS):
-    """Answers the same requests as Spaceweave: attributes, permissions."""
+    """Answers the same requests as Spaceweave, and one worker leads as there."""
 
     name = "null"
-    options = "data,xattr,acl,killpriv"
+    options = "data,xattr,acl,killpriv,lead,workers=4"
     volatile = True
 
     def __init__(self, build):
@@ -697,8 +697,8 @@ class Bench:
             remove(image)
 
     def do_flushes(self, fs):
-        """Flushes per fsync: those the server (or the loop device) asked for, and
-        those that reached the disk, which others may share."""
+        """Flushes per fsync: those the server (or the kernel) asked for, and those
+        that reached the device under the image's file system."""
         if not fs.serves:
             trace = "loop"
         elif shutil.which("strace"):
@@ -706,7 +706,8 @@ class Bench:
         else:
             self.complain("flushes", fs, "no strace here")
             return
-        image = "%s/%s.img" % (self.scratch, fs.name)
+        disk = OwnDisk(self.scratch, self.args.build, fs)
+        image = "%s/%s.img" % (disk.path, fs.name)
         where = "%s/mnt-%s" % (self.scratch, fs.name)
         try:
             fs.make(image, self.args.image)
@@ -716,12 +717,12 @@ class Bench:
                                      ("fsync-t8", "create4k-fsync", 8),
                                      ("overwrite", "overwrite-fdatasync", 1),
                                      ("append", "append-fsync", 1)):
-                flushes, disk = fs.flushes(), disk_flushes(self.scratch)
+                flushes, reached = fs.flushes(), disk.flushes()
                 s = self.load(fs, None, workload, n=400 // t, t=t, s=20)
                 if s:
                     each = {"server": (fs.flushes() - flushes) / s["ops"]}
-                    if disk is not None:
-                        each["disk"] = (disk_flushes(self.scratch) - disk) / s["ops"]
+                    if reached is not None:
+                        each["disk"] = (disk.flushes() - reached) / s["ops"]
                     self.flush.setdefault(row, {})[fs.name] = each
             fs.umount()
         except (Trouble, OSError) as why:
@@ -729,10 +730,12 @@ class Bench:
         finally:
             fs.kill()
             remove(image)
+            disk.close()
 
     def do_bytes(self, fs):
         """Bytes written to the image, from mount to unmount, per byte of the program's."""
-        image = "%s/%s.img" % (self.scratch, fs.name)
+        disk = OwnDisk(self.scratch, self.args.build, fs)
+        image = "%s/%s.img" % (disk.path, fs.name)
         where = "%s/mnt-%s" % (self.scratch, fs.name)
         n = self.args.files
         try:
@@ -742,19 +745,22 @@ class Bench:
                                       ("overwrite", "overwrite-fdatasync", {"n": n // 4}),
                                       ("seqwrite", "seqwrite", {"b": self.args.stream // 4}),
                                       ("randwrite", "randwrite", {"n": n * 4})):
+                before = disk.written()
                 fs.mount(image, where)
                 s = self.load(fs, None, workload, s=30, **kw) if row else self.watch_idle(fs)
                 fs.umount()
+                written = fs.written() if before is None else disk.written() - before
                 if not row:
-                    idle = fs.written()     # what a mount costs by itself
+                    idle = written      # what a mount costs by itself
                 elif s:
                     self.bytes.setdefault(row, {})[fs.name] = \
-                        max(0, fs.written() - idle) / s["bytes"]
+                        max(0, written - idle) / s["bytes"]
         except (Trouble, OSError) as why:
             self.complain("bytes", fs, why)
         finally:
             fs.kill()
             remove(image)
+            disk.close()
 
     def watch_idle(self, fs):
         if fs.server:
@@ -898,7 +904,7 @@ def table(b, names, skipped):
                         for f in (b.flush[row].get(n) for n in names)]
              for row, (title, _) in FLUSH_ROWS.items() if row in b.flush]
     if lines:
-        out.append("Flushes of the image per fsync [of the whole disk, shared with others]:\n" +
+        out.append("Flushes of the image per fsync [of the device that holds it]:\n" +
                    layout(["workload"] + names, lines))
     lines = [[title] + [number(b.bytes[row].get(n)) for n in names]
              for row, title in BYTE_ROWS.items() if row in b.bytes]
@@ -911,6 +917,8 @@ def table(b, names, skipped):
     if b.idle:
         out.append("Wake-ups of the server a second, idle: " +
                    ", ".join("%s %.1f" % kv for kv in b.idle.items()))
+    if LOAD > 0.5:
+        out.append("The machine was not idle before the run: load %.1f." % LOAD)
     notes = ["left out: %s: %s" % kv for kv in skipped.items()]
     notes += ["failed: %s: %s: %s" % (n, row, why)
               for row, per in b.trouble.items() for n, why in per.items()]
@@ -919,12 +927,18 @@ def table(b, names, skipped):
     return "\n\n".join(out) + "\n"
 
 
+def busy():
+    """The load that others put on the machine, to be shown beside the figures."""
+    return round(os.getloadavg()[0], 1)
+
+
 def machine():
     cpu = [l.split(":")[1].strip() for l in read("/proc/cpuinfo").splitlines()
            if l.startswith("model name")]
     return {"kernel": platform.release(), "cpus": os.cpu_count(), "cpu": cpu[0] if cpu else "?",
             "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB,
-            "date": time.strftime("%Y-%m-%d"), "root": os.geteuid() == 0}
+            "date": time.strftime("%Y-%m-%d"), "root": os.geteuid() == 0,
+            "load_before": LOAD}
 
 
 def size_of(text):
@@ -960,6 +974,38 @@ def arguments():
     a.build = os.path.abspath(a.build)
     a.out = a.out or a.build + "/bench"
     return a
+
+
+class OwnDisk:
+    """ext4 on a loop device of its own, to hold a server's image: what reaches this
+    device is this server's alone, metadata of the host's file system included.
+    Without root: the disk that all share."""
+
+    def __init__(self, scratch, build, fs):
+        self.host = None
+        self.path = scratch
+        if fs.serves and not Ext4(build).why_not():
+            self.host = Ext4Eager(build)
+            where = scratch + "/owndisk"
+            os.makedirs(where, exist_ok=True)
+            self.host.make(scratch + "/owndisk.img", 24 * GIB)
+            self.host.mount(scratch + "/owndisk.img", where)
+            self.path = where
+
+    def flushes(self):
+        return self.host.flushes() if self.host else disk_flushes(self.path)
+
+    def written(self):
+        """Bytes that the device has taken, or None."""
+        if not self.host:
+            return None
+        run(["sync", "-f", self.path])
+        return self.host.loop_stat()["sectors"] * 512
+
+    def close(self):
+        if self.host:
+            self.host.kill()
+            remove(self.host.image)
 
 
 class BigHost:
@@ -1024,6 +1070,7 @@ def measure(b, args, kinds, scratch):
 
 
 LIVE = set()
+LOAD = busy()
 BEGUN = time.monotonic()
 
 
