@@ -838,12 +838,32 @@ static void split_insert(struct volume *v, struct tree *tr, struct path *p,
 		  sep, &d, sizeof(d));
 }
 
+/*
+ * The first child takes whatever is lower than the second, so also keys below
+ * the one it is entered with; when it splits, that key has to make way for
+ * the new one, or the keys would be out of order.
+ */
+static void lower_first_key(struct volume *v, struct node *n, const void *key,
+			    size_t klen)
+{
+	struct item first = node_item(n, 0);
+	struct disk_ptr child;
+
+	if (key_cmp(first.key, first.klen, key, klen) < 0)
+		return;
+	memcpy(&child, first.val, sizeof(child));
+	node_remove(v, n, 0);
+	node_insert(v, n, 0, "", 0, &child, sizeof(child));
+}
+
 static void insert_at(struct volume *v, struct tree *tr, struct path *p,
 		      unsigned level, unsigned pos, const void *key, size_t klen,
 		      const void *val, size_t vlen)
 {
 	struct node *n = p->n[level];
 
+	if (level && pos == 1)
+		lower_first_key(v, n, key, klen);
 	if (node_room(n) >= item_bytes((unsigned)klen, (unsigned)vlen) +
 				    sizeof(le16))
 		node_insert(v, n, pos, key, klen, val, vlen);

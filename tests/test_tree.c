@@ -124,6 +124,20 @@ static void step(struct volume *v, struct shadow *s, unsigned bias)
 	assert_int_equal(txn_commit(t), 0);
 }
 
+/* A stretch of keys goes at once, so that whole leaves do, first ones too. */
+static void stretch_del(struct volume *v, struct shadow *s)
+{
+	unsigned from = (unsigned)(rnd() % KEYS), n = (unsigned)(rnd() % 200);
+	struct txn *t;
+
+	assert_int_equal(txn_begin(v, TXN_FREEING, &t), 0);
+	for (unsigned i = from; i < KEYS && i < from + n; i++) {
+		s->len[i] = -1;
+		assert_int_equal(txn_del(t, TABLE_FILES, &s->key[i]), 0);
+	}
+	assert_int_equal(txn_commit(t), 0);
+}
+
 static void a_walk_equals_its_shadow(void **state)
 {
 	static struct shadow s;
@@ -140,10 +154,14 @@ static void a_walk_equals_its_shadow(void **state)
 	v = open_again(f);
 	for (unsigned i = 0; i < 60000; i++) {
 		step(v, &s, i / 10000 % 2 ? 30 : 75);
+		if (rnd() % 50 == 0)
+			stretch_del(v, &s);
 		if (rnd() % 997 == 0)
 			assert_int_equal(volume_checkpoint(v), 0);
 		if (rnd() % 499 == 0)
 			assert_int_equal(volume_sync(v), 0);
+		if (rnd() % 503 == 0)
+			compare_all(v, &s);
 		if (rnd() % 2003 == 0) {
 			compare_all(v, &s);
 			assert_int_equal(volume_close(v), 0);
