@@ -119,10 +119,13 @@ run:		## build, format spaceweave.img and mount it on ./mnt
 
 # ---- tests ----
 
-.PHONY: crash
-CRASH := $(filter $(BUILD)/tests/crash_% $(BUILD)/tests/test_fault,$(TESTS))
-crash: $(CRASH)		## every crash state and every failing call; hours
-	$(Q)fail=0; for t in $(CRASH); do echo "== $$t"; STATES=$${STATES:-0} $$t || fail=1; done; exit $$fail
+# The long variants of what make check does on a real mount.
+SOAK = { echo "== tests/mnt"; ROUNDS=$${ROUNDS:-50} bash tests/mnt/kill-daemon.sh && \
+	FILES=0 bash tests/mnt/work-tree.sh && SIZE=4G TIMES=4 bash tests/mnt/full-volume.sh && \
+	FILES=1000000 bash tests/mnt/mount-time.sh && FILES=1000000 bash tests/mnt/memory.sh; }
+.PHONY: soak
+soak: all $(AIDS)		## the long tests on a real mount alone
+	$(Q)$(SOAK)
 
 .PHONY: unit
 unit: $(TESTS)		## build and run the tests that need no mount
@@ -153,8 +156,9 @@ check:		## build and run every test
 		$(FSCK_TESTS) $(MNT_TESTS)
 
 .PHONY: crash
-crash: tests		## every crash state there is, for hours (STATES=n: about so many)
-	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_%,$(TESTS))
+crash: tests		## every crash state there is, and soak; hours (STATES=n: about so many)
+	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_% $(BUILD)/tests/test_fault,$(TESTS))
+	$(Q)$(SOAK)
 
 .PHONY: coverage
 coverage:		## which lines and branches the unit tests reach
@@ -169,7 +173,7 @@ lint: $(BUILD)/compile_commands.json		## what clang-tidy, cppcheck and shellchec
 	$(Q)cppcheck --quiet --error-exitcode=1 --inline-suppr --std=c11 --library=posix \
 		--enable=warning,performance,portability -j2 \
 		--suppress=missingIncludeSystem --suppress=legacyUninitvar $(DEFS) $(LINT_SRC)
-	$(Q)shellcheck -s bash -e SC1091 .ci/run tests/run tools/*.sh tests/mnt/*.sh $(wildcard tests/fsck/*.sh)
+	$(Q)shellcheck -s bash -e SC1091,SC2154,SC2015,SC2034,SC2164 .ci/run tests/run tools/*.sh tests/mnt/*.sh $(wildcard tests/fsck/*.sh)
 
 LINT_SRC := $(filter-out tests/%,$(SRC))
 

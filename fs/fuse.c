@@ -17,6 +17,7 @@
 #define FUSE_USE_VERSION 314
 
 #include "fs/fs_priv.h"
+#include "tools/cli.h"
 
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
@@ -412,9 +413,18 @@ static void reply_sized(fuse_req_t req, ssize_t n, const char *buf, size_t size)
 static void do_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name,
 			size_t size)
 {
+	const struct face *face = fuse_req_userdata(req);
+	const char *image = face->image;
 	size_t room = size < XATTR_BUF ? size : XATTR_BUF;
 	char *buf = buffer_of(room ? room : 1);
 
+	if (ino == FUSE_ROOT_ID && image && !strcmp(name, CLI_IMAGE_XATTR)) {
+		size_t len = strlen(image);
+
+		reply_sized(req, size && len > size ? -ERANGE : (ssize_t)len,
+			    image, size);
+		return;
+	}
 	reply_sized(req, buf ? fs_getxattr(fs_of(req), ino, name, buf, room)
 			     : -ENOMEM, buf, size);
 }

@@ -443,7 +443,9 @@ static int image_wait(const struct options *o, struct image **out)
 		nanosleep(&step, NULL);
 	}
 	if (err)
-		cli_warn("cannot open '%s': %s", o->fsname, strerror(-err));
+		cli_warn("cannot open '%s': %s", o->fsname,
+			 err == -EINVAL ? "neither a regular file nor a block device" :
+					  strerror(-err));
 	return err;
 }
 
@@ -971,6 +973,7 @@ static int begin(struct mount *m)
 static int serve_mount(struct options *o, int tell)
 {
 	struct mount m = {.o = o, .main = pthread_self(),
+			  .face.image = o->image,
 			  .face.writeback = !o->writethrough &&
 					    !o->volume.readonly};
 	sigset_t signals;

@@ -33,6 +33,13 @@ void cli_uuid(const uint8_t uuid[16], char buf[37]);
 const char *cli_error(int err);
 
 /*
+ * The source in /proc/mounts is the image as it was given, which may be
+ * relative to a folder that nobody knows any more. So the root of a mount has
+ * this attribute, listed nowhere: the image's path from /.
+ */
+#define CLI_IMAGE_XATTR "spaceweave.image"
+
+/*
  * Who holds the image for writing, from its block for that:
  * "mount.spaceweave on host, process 42" into buf, returned; "another process"
  * when the block names nobody.

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 
 /* ---- mounts ------------------------------------------------------------------ */
 
@@ -67,6 +68,21 @@ static bool same_file(const char *a, const char *b)
 	       x.st_ino == y.st_ino;
 }
 
+/* The image of a mount, the caller's to free. NULL when nobody knows. */
+static char *image_of(const char *target, const char *source)
+{
+	char path[PATH_MAX + 1];
+	ssize_t n;
+
+	if (*source == '/')
+		return strdup(source);
+	n = getxattr(target, CLI_IMAGE_XATTR, path, PATH_MAX);
+	if (n <= 0)
+		return strdup(source);		/* its daemon is dead */
+	path[n] = 0;
+	return strdup(path);
+}
+
 int mount_find(const char *path, struct mount_entry *out)
 {
 	char *real = realpath(path, NULL);
@@ -86,12 +102,15 @@ int mount_find(const char *path, struct mount_entry *out)
 
 		if (!parse_mountinfo(line, &target, &source))
 			continue;
-		if (strcmp(real ? real : path, target) &&
-		    !same_file(path, source))
+		source = image_of(target, source);
+		if (!source || (strcmp(real ? real : path, target) &&
+				!same_file(path, source))) {
+			free(source);
 			continue;
+		}
 		if (!ret)
 			mount_free(out);
-		out->source = strdup(source);
+		out->source = source;
 		out->target = strdup(target);
 		ret = 0;
 	}

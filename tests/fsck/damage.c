@@ -34,7 +34,8 @@
  *   many N                           N files more in /many
  *   data PATH BLK                    spoil a block of data
  *   super SLOT FIELD VALUE           gen blocks free inodes next_ino flags uuid
- *                                    nodesT itemsT shift version; 'spoil'
+ *                                    nodesT itemsT shift version
+ *                                    compat ro_compat incompat; 'spoil'
  *   group N                          spoil the Nth group of the journal
  *   dirty N                          N small transactions, durable, and a crash
  *   truncate BYTES                   of the image
@@ -730,6 +731,12 @@ static void super_field(unsigned slot, const char *field, const char *value)
 		FIELD32(p, flags);
 	else if (IS("version"))
 		FIELD32(p, version);
+	else if (IS("incompat"))
+		FIELD64(p, incompat);
+	else if (IS("ro_compat"))
+		FIELD64(p, ro_compat);
+	else if (IS("compat"))
+		FIELD64(p, compat);
 	else if (IS("shift"))
 		FIELD32(p, block_shift);
 	else if (IS("uuid"))
