@@ -187,12 +187,21 @@ int attr_apply(struct txn *t, struct fs *fs, struct inode *ip, int what,
 	return 0;
 }
 
+/* Times that were said, not "now", nor what a cache owes (with its ctime). */
+static bool times_said(int what)
+{
+	return (what & (FS_SET_ATIME | FS_SET_ATIME_NOW)) == FS_SET_ATIME ||
+	       (what & (FS_SET_MTIME | FS_SET_MTIME_NOW | FS_SET_CTIME)) ==
+		       FS_SET_MTIME;
+}
+
 static int setattr_allowed(const struct inode *ip, int what)
 {
+	const int never = FS_SET_MODE | FS_SET_UID | FS_SET_GID | FS_SET_SIZE;
+
 	if (ip->a.flags & INODE_IMMUTABLE)
 		return -EPERM;
-	if ((ip->a.flags & INODE_APPEND) &&
-	    (what & (FS_SET_MODE | FS_SET_UID | FS_SET_GID | FS_SET_SIZE)))
+	if ((ip->a.flags & INODE_APPEND) && ((what & never) || times_said(what)))
 		return -EPERM;
 	return 0;
 }

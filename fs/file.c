@@ -804,10 +804,14 @@ int fs_trim(struct fs *fs, uint64_t off, uint64_t len, uint64_t min,
 {
 	uint64_t end = len > UINT64_MAX - off ? UINT64_MAX : off + len;
 	uint64_t done_blks = 0, min_blks = blocks_up(fs, min);
+	struct volume_stat st;
 	int err;
 
 	if (fs->readonly)
 		return -EROFS;
+	volume_stat(fs->v, &st);
+	if (len <= fs_mask(fs) || off >> fs->shift >= st.blocks)
+		return -EINVAL;
 	err = volume_trim(fs->v, blocks_up(fs, off), end >> fs->shift,
 			  min_blks ? min_blks : 1, &done_blks);
 	*done = done_blks << fs->shift;

@@ -381,13 +381,21 @@ static int setattr_what(int set)
 	return what;
 }
 
+/*
+ * A change of nothing comes before a write, fallocate or copy by someone who
+ * may cost the file its setuid (KILLPRIV_V2). Only its answer tells the kernel
+ * of the new mode; what root does leaves it.
+ */
 static void do_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr,
 		       int set, struct fuse_file_info *fi)
 {
 	struct stat st = *attr;
+	int what = setattr_what(set);
 
 	(void)fi;
-	reply_attr(req, fs_setattr(fs_of(req), ino, setattr_what(set), &st), &st);
+	if (!what && fuse_req_ctx(req)->uid)
+		what = FS_SET_KILL_SUID;
+	reply_attr(req, fs_setattr(fs_of(req), ino, what, &st), &st);
 }
 
 static void do_statfs(fuse_req_t req, fuse_ino_t ino)
@@ -715,6 +723,16 @@ static void ioctl_getflags(const struct ioctl *i)
 	ioctl_reply(i, err, flags, sizeof(flags));
 }
 
+/* The change moved ctime, and an ioctl tells the kernel nothing. */
+static void ioctl_changed(const struct ioctl *i, int err)
+{
+	const fuse_ino_t ino = i->ino;
+
+	ioctl_reply(i, err, NULL, 0);
+	if (!err)
+		fuse_lowlevel_notify_inval_inode(seeker.se, ino, -1, 0);
+}
+
 static void ioctl_setflags(const struct ioctl *i)
 {
 	uint32_t flags;
@@ -724,7 +742,7 @@ static void ioctl_setflags(const struct ioctl *i)
 		return;
 	}
 	memcpy(&flags, i->in, sizeof(flags));
-	ioctl_reply(i, fs_setflags(fs_of(i->req), i->ino, &flags, NULL), NULL, 0);
+	ioctl_changed(i, fs_setflags(fs_of(i->req), i->ino, &flags, NULL));
 }
 
 /* The same flags by their other names. */
@@ -770,7 +788,7 @@ static void ioctl_fssetxattr(const struct ioctl *i)
 			: fs_setflags(fs_of(i->req), i->ino, &flags,
 				      &x.fsx_projid);
 	}
-	ioctl_reply(i, err, NULL, 0);
+	ioctl_changed(i, err);
 }
 
 static void ioctl_trim(const struct ioctl *i)

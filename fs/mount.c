@@ -63,7 +63,7 @@ struct options {
 	char *image;			/* absolute */
 	char *dir;
 	char *fsname;			/* as given */
-	bool foreground, debug, nonempty, writethrough;
+	bool foreground, debug, nonempty, writethrough, remount;
 	int allow_other;		/* -1: not said */
 	unsigned threads;
 	struct fs_options fs;
@@ -154,6 +154,7 @@ static const struct word words[] = {
 	WORD("discard", volume.discard, true, false),
 	WORD("nodiscard", volume.discard, false, false),
 	WORD("nonempty", nonempty, true, false),
+	WORD("remount", remount, true, false),
 	WORD("writethrough", writethrough, true, false),
 };
 
@@ -1054,6 +1055,34 @@ static int daemonize(struct options *o)
 	return serve_mount(o, fd[1]);
 }
 
+/*
+ * Only the kernel's flags can change; they came as arguments for libfuse. The
+ * daemon goes on as it is, so what it opened read-only stays so.
+ */
+static int remount(const struct options *o, const char *dir)
+{
+	static const struct {
+		const char *arg;
+		unsigned long flag;
+	} flags[] = {
+		{"-onosuid", MS_NOSUID},    {"-onodev", MS_NODEV},
+		{"-onoexec", MS_NOEXEC},    {"-onoatime", MS_NOATIME},
+		{"-osync", MS_SYNCHRONOUS}, {"-odirsync", MS_DIRSYNC},
+	};
+	unsigned long set = MS_REMOUNT;
+
+	if (o->volume.readonly)
+		set |= MS_RDONLY;
+	for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)
+		for (int k = 0; k < o->args.argc; k++)
+			if (!strcmp(o->args.argv[k], flags[i].arg))
+				set |= flags[i].flag;
+	if (mount("none", dir, NULL, set, NULL))
+		cli_die(EXIT_FAIL, "cannot remount '%s': %s", dir,
+			strerror(errno));
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o = {.allow_other = -1, .threads = THREADS,
@@ -1067,6 +1096,8 @@ int main(int argc, char **argv)
 		fuse_arg(&o, "suid", "");
 	}
 	parse(&o, argc, argv);
+	if (o.remount)
+		return remount(&o, argv[optind + 1]);
 	check_image(&o, argv[optind]);
 	check_dir(&o, argv[optind + 1]);
 	fuse_args_finish(&o);

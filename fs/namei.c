@@ -293,7 +293,14 @@ int fs_lookup(struct fs *fs, uint64_t dir, const char *name, struct fs_entry *e)
 		err = count(fs, ino);
 	else
 		err = lookup_count(fs, dir, name, len, &ino);
-	return err ? err : entry_fill(fs, ino, e);
+	if (!err)
+		err = entry_fill(fs, ino, e);
+	/* A handle of what has no name any more, or is on its way out. */
+	if (!err && !e->st.st_nlink && !strcmp(name, ".")) {
+		fs_forget(fs, ino, 1);
+		err = -ESTALE;
+	}
+	return err;
 }
 
 int fs_readlink(struct fs *fs, uint64_t ino, char *buf, size_t size)
