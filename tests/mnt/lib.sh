@@ -94,8 +94,16 @@ start() {
 	mount.spaceweave "$image" "$mnt" "$@"
 }
 
+# Somebody else on the machine may be looking at the mount just now: a few tries,
+# each told.
 stop() {
-	spaceweave umount -q "$mnt"
+	local i
+	for i in 1 2 3 4 5; do
+		spaceweave umount -q "$mnt" && return 0
+		echo "umount, try $i, failed"
+		sleep 1
+	done
+	return 1
 }
 
 # check [IMAGE]: fsck finds nothing.
