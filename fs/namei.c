@@ -1044,8 +1044,13 @@ static int rename_leave(struct fs *fs, struct txn *t, struct renaming *r,
 static int rename_replace(struct fs *fs, struct txn *t, struct renaming *r,
 			  struct inode **white)
 {
-	int err = rename_leave(fs, t, r, white);
+	int err;
 
+	if (r->dir == r->new_dir && !r->ip[TARGET] &&
+	    !(r->flags & RENAME_WHITEOUT))
+		return dir_rename(t, r->ip[OLD_DIR], r->name, r->len, &r->source,
+				  r->new_name, r->new_len);
+	err = rename_leave(fs, t, r, white);
 	if (err)
 		return err;
 	if (!r->ip[TARGET])

@@ -8,7 +8,8 @@
  * never used again: the order of readdir and its cookie. So a cookie stays
  * good whatever comes and goes, no entry is listed twice or missed, and a walk
  * of the directory meets inodes in the order they were made, which is the
- * order they and their data lie in.
+ * order they and their data lie in. A new name in the same directory keeps the
+ * index, or who renames what it lists would never come to the end.
  */
 #include "meta/meta_priv.h"
 
@@ -84,6 +85,19 @@ int dir_replace(struct txn *t, struct inode *dir, const char *name, size_t len,
 		const struct dirent_info *e, uint64_t ino, uint8_t type)
 {
 	return entry_put(t, dir, name, len, ino, type, e->index);
+}
+
+int dir_rename(struct txn *t, struct inode *dir, const char *name, size_t len,
+	       const struct dirent_info *e, const char *new_name, size_t new_len)
+{
+	struct key k;
+	int r;
+
+	inode_edit(t, dir);
+	key_file_bytes(&k, dir->ino, KEY_DIRENT, name, len);
+	r = txn_del(t, TABLE_FILES, &k);
+	return r ? r : entry_put(t, dir, new_name, new_len, e->ino, e->type,
+				 e->index);
 }
 
 /* ---- listing ----------------------------------------------------------------------- */

@@ -242,6 +242,9 @@ int dir_remove(struct txn *t, struct inode *dir, const char *name, size_t len,
 /* Let an existing name stand for another inode, at its old index. */
 int dir_replace(struct txn *t, struct inode *dir, const char *name, size_t len,
 		const struct dirent_info *e, uint64_t ino, uint8_t type);
+/* Another name in the same directory, at the same place of it. */
+int dir_rename(struct txn *t, struct inode *dir, const char *name, size_t len,
+	       const struct dirent_info *e, const char *new_name, size_t new_len);
 /*
  * Entries with index >= from in order, until fn returns nonzero. The entries
  * are a copy taken before fn is called, so fn may do what it likes.

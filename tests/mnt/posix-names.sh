@@ -94,6 +94,10 @@ with os.scandir("list") as d:
 for i in range(3000):
     assert seen["%04d" % i] == "fdl"[i % 3], i
 
+# a listing ends, whoever renames what it lists
+for k, e in enumerate(os.scandir("list")):
+    os.rename("list/" + e.name, "list/again%d" % k)
+    assert k < 5000
 # telldir and seekdir
 libc = ctypes.CDLL(None, use_errno=True)
 libc.opendir.restype = ctypes.c_void_p
