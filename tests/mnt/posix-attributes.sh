@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Permissions, ACLs, xattrs, chattr, FITRIM, handles, locks.
 
+. "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/posix.inc"
 need setfacl getfacl setfattr getfattr lsattr chattr
 both_users
@@ -11,7 +12,7 @@ start
 refused() { # COMMAND...
 	if "$@" 2>/dev/null; then fail "did not fail: $*"; fi
 }
-cd "$mnt"
+cd "$mnt" || exit 1
 
 # ACLs and the mode
 mkdir acl

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Contents: holes, fallocate, truncation, append, direct I/O, mmap, copies.
 
+. "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/posix.inc"
 both_users
 format 512M

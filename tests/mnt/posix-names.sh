@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Names, links, special files, listings, rename.
 
+. "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/posix.inc"
 both_users
 format 256M
@@ -161,7 +162,7 @@ check
 start
 [ "$(readlink "$mnt/long" | wc -c)" = 4096 ] || fail "symlink after a mount"
 same "$(find "$mnt/names" -mindepth 1 -print0 | tr -dc '\0' | wc -c)" 7 "names after a mount"
-rm -rf "$mnt"/*
+rm -rf "${mnt:?}"/*
 same "$(ls -A "$mnt")" ""
 stop
 check

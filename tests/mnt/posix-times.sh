@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Time stamps: range, what moves which, over a drop of caches and a mount.
 
+. "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/posix.inc"
 both_users
 format 256M
