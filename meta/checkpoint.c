@@ -119,6 +119,7 @@ static int write_nodes(struct checkpoint *ck, enum table t)
 			tree_written_locked(v, nodes[j]);
 		rwlock_unlock(&v->commit);
 	}
+	ck->nodes[t] = (struct node_list){0};
 	free(nodes);
 	return r;
 }
@@ -324,6 +325,10 @@ int checkpoint_run(struct volume *v, bool clean)
 		if (r)
 			volume_fail(v, r, "writing a checkpoint");
 	}
+	rwlock_write(&v->commit);
+	for (unsigned t = 0; t < TABLES; t++)
+		tree_unwritten_locked(v, t, &ck.nodes[t]);
+	rwlock_unlock(&v->commit);
 	lock_unlock(&v->checkpoint);
 	free(ck.deltas.v);
 	free(ck.node_frees.v);

@@ -318,6 +318,8 @@ int tree_spares_locked(struct volume *v, size_t want);
 int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block);
 /* A frozen node is on disk now. */
 void tree_written_locked(struct volume *v, struct node *n);
+/* Frozen nodes of a checkpoint that failed: the volume's again. */
+void tree_unwritten_locked(struct volume *v, enum table t, struct node_list *l);
 
 /* ---- txn.c ------------------------------------------------------------------ */
 

@@ -488,6 +488,16 @@ void tree_written_locked(struct volume *v, struct node *n)
 		list_add(&v->clock, n);
 }
 
+void tree_unwritten_locked(struct volume *v, enum table t, struct node_list *l)
+{
+	while (l->head) {
+		struct node *n = l->head;
+
+		list_del(l, n);
+		list_add(&v->trees[t].dirty, n);
+	}
+}
+
 /* ---- finding one's way ---------------------------------------------------------------- */
 
 static struct node *fetch(struct volume *v, const struct tree *tr, unsigned level,
