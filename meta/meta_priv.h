@@ -148,7 +148,7 @@ struct volume {
 
 	/* -- checkpoint lock -- */
 	struct lock checkpoint;
-	uint64_t tail_unit, idle_unit;
+	uint64_t tail_unit;
 	uint64_t bitmap_free;		/* free in the bitmaps as last written */
 	struct deltas merging;		/* replayed: what load() must add */
 
