@@ -229,11 +229,12 @@ static bool place_latch_both(struct btree *t, struct place *w)
 static void split(struct btree *t, struct place *w)
 {
 	struct btree_node *left = w->node, *right, *parent = w->parent;
-	unsigned half = left->count / 2;
 	struct pair middle;
+	unsigned half;
 
 	if (!place_latch_both(t, w))
 		return;
+	half = left->count / 2;
 	right = node_get(t, left->inner);
 	if (left->inner) {
 		middle = left->keys[half];
