@@ -177,6 +177,7 @@ struct tail {
 	struct fault *copy;
 	uint64_t seen;		/* crash states of this world */
 	uint64_t only;
+	struct effort clock;	/* nothing is tried once it has run down */
 };
 
 /* world_crash(), and keep one of the images to go on from. */
@@ -198,10 +199,10 @@ static int crash_or_stay(void *ctx, struct fault *crashed, const struct fault_cu
 	}
 	if (t->only && t->only != t->w->number_base + cut->number)
 		return 0;
-	return world_crash(t->w, crashed, cut);
+	return world_crash(t->w, crashed, cut) || effort_spent(&t->clock, 0);
 }
 
-static void run(uint64_t seed, uint64_t only)
+static void run(uint64_t seed, uint64_t only, const struct effort *clock)
 {
 	struct rng r = {seed};
 	static const uint64_t sizes[] = {1u << 20, 1u << 20, 2u << 20, 3u << 20};
@@ -224,7 +225,7 @@ static void run(uint64_t seed, uint64_t only)
 	struct fault_plan plan = {
 		.seed = seed, .all_below = 3, .random = 3, .torn = 3, .sparse = true,
 	};
-	struct tail t = {.only = only};
+	struct tail t = {.only = only, .clock = {.until_ns = clock->until_ns}};
 	struct world *w;
 	struct fault *under[8];
 	struct world *past[8];
@@ -237,7 +238,7 @@ static void run(uint64_t seed, uint64_t only)
 	w = world_create(&opt, NULL);
 	fault_record(w->f, true);
 	fault_keep_discarded(w->f, keep);
-	for (unsigned i = 0; i < steps; i++) {
+	for (unsigned i = 0; i < steps && !effort_spent(&t.clock, 0); i++) {
 		int err = step(w, &r, max_file, greedy);
 
 		operations++;
@@ -306,7 +307,7 @@ static void long_random_workloads_survive_any_power_cut(void **state)
 	(void)state;
 	clock_gettime(CLOCK_MONOTONIC, &a);
 	do {
-		run(seed + n, env_u64("STATE", 0));
+		run(seed + n, env_u64("STATE", 0), &e);
 		n++;
 	} while (n < 200 && !effort_spent(&e, states));
 	clock_gettime(CLOCK_MONOTONIC, &b);
