@@ -35,6 +35,7 @@ struct checkpoint {
 	struct deltas node_frees;	/* nodes replaced */
 	struct deltas changes;		/* all, sorted: what bitmaps become */
 	struct deltas own;
+	struct held_list riding;
 	struct cut cut;
 	uint64_t own_seq;
 };
@@ -56,6 +57,8 @@ static void freeze(void *ctx)
 	v->trees[TABLE_SPACE].gen = ck->gen;
 	ck->deltas = v->deltas;
 	v->deltas = (struct deltas){0};
+	ck->riding = v->riding;
+	v->riding = (struct held_list){0};
 	ck->node_frees = v->node_frees;
 	v->node_frees = (struct deltas){0};
 }
@@ -206,8 +209,7 @@ static int release(struct checkpoint *ck)
 		/* Small holes are left to volume_trim(); a host that can't
 		 * punch keeps the blocks, no harm. */
 		if (v->opt.discard && blk_off(v, d.len) >= DISCARD_BYTES)
-			image_discard(v->im, blk_off(v, d.start),
-				      blk_off(v, d.len));
+			space_discard(v, d.start, d.len);
 		else
 			atomic_fetch_add(&v->trim_due, d.len);
 		r = alloc_release(v->alloc, d.start, d.len);
@@ -277,6 +279,9 @@ static int run(struct checkpoint *ck)
 	/* 2. Nodes to the places they were given when they changed. */
 	for (unsigned t = 0; t < TABLE_SPACE && r == 0; t++)
 		r = write_nodes(ck, t);
+	/*    And data that rode in the journal to its own. */
+	if (r == 0)
+		r = held_write(v, &ck->riding);
 	/* 3. Bitmaps, and the table of them, to new places. */
 	if (r == 0)
 		r = write_space(ck);
@@ -330,6 +335,11 @@ int checkpoint_run(struct volume *v, bool clean)
 		tree_unwritten_locked(v, t, &ck.nodes[t]);
 	rwlock_unlock(&v->commit);
 	lock_unlock(&v->checkpoint);
+	if (ck.riding.head) {
+		rwlock_write(&v->commit);
+		held_join(&v->riding, &ck.riding);
+		rwlock_unlock(&v->commit);
+	}
 	free(ck.deltas.v);
 	free(ck.node_frees.v);
 	free(ck.changes.v);

@@ -320,6 +320,7 @@ enum journal_item {
 	JITEM_DEL = 2,		/* key */
 	JITEM_TAKE = 3,		/* klen 16: start, length (little-endian) */
 	JITEM_FREE = 4,		/* the same */
+	JITEM_DATA = 5,		/* klen 8: block (little-endian); its contents */
 };
 
 struct disk_jitem {

@@ -71,6 +71,7 @@ static struct group *group_new(struct volume *v, size_t room)
 
 static void group_free(struct group *g)
 {
+	held_list_free(g->held.head);
 	free(g->buf);
 	free(g);
 }
@@ -107,16 +108,19 @@ int journal_room_locked(struct volume *v, size_t len)
 	return group_room(v->open, len);
 }
 
-uint64_t journal_append_locked(struct volume *v, const void *items, size_t len,
-			       unsigned count, uint64_t data_bytes)
+uint64_t journal_append_locked(struct volume *v, struct txn *t)
 {
 	struct group *g = v->open;
 
-	assert(g && g->len + len <= g->cap);
-	memcpy(g->buf + g->len, items, len);
-	g->len += len;
-	g->items += count;
-	g->data_bytes += data_bytes;
+	assert(g && g->len + t->len <= g->cap);
+	memcpy(g->buf + g->len, t->buf, t->len);
+	g->len += t->len;
+	g->items += t->items;
+	g->data_bytes += t->data_bytes;
+	if (t->held.head) {
+		held_publish(v, &t->held);
+		held_join(&g->held, &t->held);
+	}
 	return g->seq;
 }
 
@@ -139,12 +143,29 @@ static void group_close_locked(struct volume *v, struct group *g)
 	lock_unlock(&v->journal);
 }
 
-uint64_t journal_close_locked(struct volume *v)
+/* Let the data of a group go with it, if it is little and there is room. */
+static void group_load(struct volume *v, struct group *g)
+{
+	size_t len = held_ride_bytes(v, &g->held);
+
+	if (!len || len > RIDE_BYTES ||
+	    atomic_load(&v->ring_free) <
+		    (int64_t)(v->ring_reserve + len + 2 * JOURNAL_UNIT) ||
+	    group_room(g, len))
+		return;
+	g->items += g->held.count;
+	g->len += held_ride(v, &g->held, g->buf + g->len);
+	atomic_fetch_sub(&v->ring_free, (int64_t)len);
+}
+
+uint64_t journal_close_locked(struct volume *v, bool ride)
 {
 	struct group *g = v->open;
 
 	if (g) {
 		v->open = NULL;
+		if (ride)
+			group_load(v, g);
 		group_close_locked(v, g);
 	}
 	return v->next_seq - 1;
@@ -158,7 +179,7 @@ int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
 	int r = 0;
 
 	rwlock_write(&v->commit);
-	journal_close_locked(v);
+	journal_close_locked(v, false);
 	g = group_new(v, len);
 	if (!g) {
 		r = -ENOMEM;
@@ -211,7 +232,10 @@ static int group_write(struct volume *v, struct group *g)
 {
 	struct disk_group *h = (void *)g->buf;
 	uint64_t durable = v->durable_seq;
+	int r = held_write(v, &g->held);
 
+	if (r)
+		return r;
 	*h = (struct disk_group){
 		.magic = put32(GROUP_MAGIC),
 		.bytes = put32((uint32_t)g->len),
@@ -259,6 +283,12 @@ static int write_closed(struct volume *v, uint64_t seq, uint64_t *last)
 		r = group_write(v, g);
 		if (r == 0)
 			*last = g->seq;
+		if (r) {
+			/* Reads still find what was not written. */
+			rwlock_write(&v->commit);
+			held_join(&v->riding, &g->held);
+			rwlock_unlock(&v->commit);
+		}
 		group_free(g);
 	}
 	if (r)
@@ -306,7 +336,7 @@ int journal_write(struct volume *v, uint64_t seq, bool flush)
 	last = v->written_seq;
 	rwlock_write(&v->commit);
 	if (v->open && v->open->seq <= seq)
-		journal_close_locked(v);
+		journal_close_locked(v, flush);
 	rwlock_unlock(&v->commit);
 	r = write_closed(v, UINT64_MAX, &last);
 	data = atomic_load(&v->unflushed);
@@ -332,7 +362,7 @@ int journal_cut(struct volume *v, void (*freeze)(void *ctx), void *ctx,
 		return r;
 	last = v->written_seq;
 	rwlock_write(&v->commit);
-	journal_close_locked(v);
+	journal_close_locked(v, false);
 	freeze(ctx);
 	out->unit = v->head_unit;
 	out->seq = v->next_seq;
@@ -505,7 +535,13 @@ static bool group_sane(const struct volume *v, const struct group *g)
 		vlen = get16(ji->vlen);
 		if ((size_t)(end - p) < sizeof(*ji) + klen + vlen)
 			return false;
-		if (ji->type == JITEM_PUT || ji->type == JITEM_DEL) {
+		if (ji->type == JITEM_DATA) {
+			if (klen != 8 || vlen != v->block_bytes || g->of_gen)
+				return false;
+			memcpy(run, ji->bytes, sizeof(run[0]));
+			if (get64(run[0]) >= v->blocks)
+				return false;
+		} else if (ji->type == JITEM_PUT || ji->type == JITEM_DEL) {
 			if (klen > KEY_MAX || vlen > VALUE_MAX ||
 			    ji->table >= TABLE_SPACE || g->of_gen)
 				return false;
@@ -542,8 +578,7 @@ static bool map_data_whole(struct volume *v, const struct disk_jitem *ji, void *
 		le64 sum;
 
 		memcpy(&sum, val + sizeof(m) + i * sizeof(sum), sizeof(sum));
-		if (image_pread(v->im, buf, v->block_bytes,
-				blk_off(v, get64(m.start) + i)) ||
+		if (volume_blocks(v, get64(m.start) + i, 1, buf) ||
 		    checksum(buf, v->block_bytes) != get64(sum))
 			return false;
 	}
@@ -565,6 +600,24 @@ static bool group_data_whole(struct volume *v, const struct group *g)
 	return whole;
 }
 
+/* Hold what rides in the group. */
+static int group_hold(struct volume *v, const struct group *g,
+		      struct held_list *l)
+{
+	const struct disk_jitem *ji =
+		(const void *)(g->buf + sizeof(struct disk_group));
+	int r = 0;
+
+	for (unsigned i = 0; i < g->items && r == 0; i++, ji = item_next(ji))
+		if (ji->type == JITEM_DATA)
+			r = held_replay(v, ji, l);
+	if (r)
+		held_list_free(l->head);
+	else
+		held_publish(v, l);
+	return r;
+}
+
 /* Note the deltas, and the numbers of inodes that were given out. */
 static int group_note(struct scan *s, const struct group *g)
 {
@@ -576,7 +629,8 @@ static int group_note(struct scan *s, const struct group *g)
 	for (unsigned i = 0; i < g->items && r == 0; i++, ji = item_next(ji)) {
 		if (ji->type == JITEM_TAKE || ji->type == JITEM_FREE)
 			r = item_apply_locked(v, ji);
-		else if (ji->table == TABLE_FILES && get16(ji->klen) >= 8 &&
+		else if (ji->type != JITEM_DATA && ji->table == TABLE_FILES &&
+			 get16(ji->klen) >= 8 &&
 			 be64_get(ji->bytes) > s->max_ino)
 			s->max_ino = be64_get(ji->bytes);
 	}
@@ -595,14 +649,25 @@ static int scan_chain(struct scan *s)
 		struct group *g = group_at(s, unit);
 		const struct disk_group *h = g ? (const void *)g->buf : NULL;
 		uint64_t units = g ? (g->len + JOURNAL_UNIT - 1) / JOURNAL_UNIT : 0;
+		struct held_list held = {0};
 
 		if (!g || g->seq != seq || get64(h->prev) != prev ||
-		    unit + units - start > v->ring_units || !group_sane(v, g) ||
-		    (seq > s->must && !group_data_whole(v, g))) {
+		    unit + units - start > v->ring_units || !group_sane(v, g)) {
 			if (g)
 				group_free(g);
 			break;
 		}
+		r = group_hold(v, g, &held);
+		if (r) {
+			group_free(g);
+			return r;
+		}
+		if (seq > s->must && !group_data_whole(v, g)) {
+			held_end(v, &held);
+			group_free(g);
+			break;
+		}
+		held_join(&v->riding, &held);
 		prev = get64(h->csum);
 		unit += units;
 		seq++;

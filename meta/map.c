@@ -254,7 +254,7 @@ static int read_run(struct volume *v, struct inode *ip, const struct map_item *m
 			       (unsigned long long)ip->ino);
 		return -EFSCORRUPTED;
 	}
-	r = image_pread(v->im, buf, bytes, blk_off(v, start));
+	r = volume_blocks(v, start, to - from, buf);
 	if (r) {
 		volume_message(v, "inode %llu: block %llu (volume block %llu) "
 			       "cannot be read: %s", (unsigned long long)ip->ino,
@@ -603,9 +603,11 @@ static int place_write(struct txn *t, struct inode *ip, const struct place *p,
 	struct map_item m = {0};
 	uint64_t done = 0;
 	bool joins = false;
-	int r = image_pwrite(v->im, buf, blk_off(v, p->e.len),
-			     blk_off(v, p->e.start));
+	int r = 0;
 
+	if (!held_new(v, &t->held, p->e.start, p->e.len, buf))
+		r = image_pwrite(v->im, buf, blk_off(v, p->e.len),
+				 blk_off(v, p->e.start));
 	if (r == 0 && first && !p->in_place)
 		r = run_before(t, ip, p->blk, p->e.start, &m, &joins);
 	while (r == 0 && done < p->e.len) {

@@ -355,6 +355,8 @@ int volume_walk(struct volume *v, enum table table, const struct walk *w);
  * it: the checkpoint's, with the takes and frees replayed since. -EBADMSG.
  */
 int volume_bitmap(struct volume *v, uint64_t index, void *bits);
+/* Blocks as the volume has them, in the image or still in memory. Not verified. */
+int volume_blocks(struct volume *v, uint64_t start, uint64_t n, void *buf);
 /* Fixed blocks that belong to the head, the ring and the backup. */
 unsigned volume_fixed(struct volume *v, struct extent out[8]);
 /* The superblock as read, and which slot it came from. */

@@ -84,6 +84,25 @@ struct deltas {
 	size_t count, cap;
 };
 
+/* A block's data that is not in the image yet: held.c. */
+struct held {
+	uint64_t block;
+	struct held *hash_next, *next;
+	uint8_t data[];
+};
+
+struct held_list {
+	struct held *head, *tail;
+	size_t count;
+};
+
+/* Writes so short are held, of blocks so small. */
+#define HELD_BLOCKS 4u
+#define HELD_BLOCK_BYTES 16384u
+/* A group that is flushed carries so much data itself. */
+#define RIDE_BYTES (64u << 10)
+#define ENSURED 256u
+
 /* Transactions that become durable together. */
 struct group {
 	struct group *next;
@@ -93,6 +112,7 @@ struct group {
 	uint64_t salt;
 	uint32_t items;
 	uint64_t data_bytes;
+	struct held_list held;		/* to be put in place before it */
 	uint8_t *buf;			/* header's room, then items */
 	size_t len, cap;
 };
@@ -137,6 +157,7 @@ struct volume {
 	uint64_t next_seq;		/* of the next group to be opened */
 	uint64_t salt;
 	struct deltas dropped;		/* read-only: nodes that replay dropped */
+	struct held_list riding;	/* in the ring, not in place */
 
 	/* -- journal lock -- */
 	struct lock journal;
@@ -169,6 +190,12 @@ struct volume {
 	uint64_t ring_units, ring_offset;	/* offset in bytes */
 	_Atomic uint64_t unflushed;	/* bytes of data, in closed groups */
 	_Atomic uint64_t trim_due;	/* released but not discarded */
+
+	/* -- lock of held data -- */
+	struct lock held_lock;
+	struct held **held;
+	_Atomic size_t held_count;
+	_Atomic uint64_t ensured[ENSURED];	/* megabytes, counted from 1 */
 
 	/* -- lock of the table of references -- */
 	struct lock refs;
@@ -210,6 +237,7 @@ struct txn {
 	uint64_t data_bytes;
 	struct inode_change edit[10];
 	unsigned edits;
+	struct held_list held;
 	struct deltas deltas;		/* taken, and freed (deferred) */
 	struct ref_change *refs;
 	size_t ref_count, ref_cap;
@@ -358,6 +386,28 @@ int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
 		unsigned max, unsigned *count, uint64_t *got, bool spend);
 void reserve_top_up(struct volume *v);
 
+/* ---- held.c ------------------------------------------------------------------------ */
+
+int held_init(struct volume *v);
+void held_fini(struct volume *v);
+/* Hold copies of n blocks; false: write them at once instead (what was put on
+ * the list does no harm). */
+bool held_new(struct volume *v, struct held_list *l, uint64_t block, uint64_t n,
+	      const uint8_t *buf);
+void held_append(struct held_list *l, struct held *h);
+void held_join(struct held_list *l, struct held_list *more);
+void held_list_free(struct held *h);
+void held_publish(struct volume *v, const struct held_list *l);
+void held_end(struct volume *v, struct held_list *l);
+/* Put all of a list into place and end holding it. */
+int held_write(struct volume *v, struct held_list *l);
+/* As journal items into a group, so many bytes; held on in v->riding. */
+size_t held_ride_bytes(const struct volume *v, const struct held_list *l);
+size_t held_ride(struct volume *v, struct held_list *l, uint8_t *to);
+int held_replay(struct volume *v, const struct disk_jitem *ji,
+		struct held_list *l);
+void held_forget_ensured(struct volume *v);
+
 /* ---- journal.c ---------------------------------------------------------------- */
 
 int journal_init(struct volume *v);
@@ -365,10 +415,10 @@ void journal_fini(struct volume *v);
 /* Append a transaction's items to the open group; returns its seq. */
 /* Room for `len` more bytes in the open group, so that appending cannot fail. */
 int journal_room_locked(struct volume *v, size_t len);
-uint64_t journal_append_locked(struct volume *v, const void *items, size_t len,
-			       unsigned count, uint64_t data_bytes);
-/* Close the open group, if there is one. Returns the last closed group's seq. */
-uint64_t journal_close_locked(struct volume *v);
+uint64_t journal_append_locked(struct volume *v, struct txn *t);
+/* Close the open group, if there is one; with `ride`, little data goes into it.
+ * Returns the last closed group's seq. */
+uint64_t journal_close_locked(struct volume *v, bool ride);
 /* A group of its own for the blocks of checkpoint `gen`. */
 int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
 		      uint64_t *seq);
@@ -404,6 +454,7 @@ int space_write(struct volume *v, const struct deltas *changes,
 /* Bitmap block `index` as last written, verified; zeroes where there is none. */
 int space_read(struct volume *v, uint64_t index, void *bits, bool *exists);
 uint64_t space_per_bitmap(const struct volume *v);
+int space_discard(struct volume *v, uint64_t start, uint64_t len);
 
 /* ---- repair.c: as volume_options.repair says, while a volume opens ---- */
 /* Before the bitmaps are read, after, and once blocks can be allocated. */

@@ -138,6 +138,15 @@ int volume_bitmap(struct volume *v, uint64_t index, void *bits)
 	return r;
 }
 
+/* Give blocks that are ours, and free for all others, to the host. */
+int space_discard(struct volume *v, uint64_t start, uint64_t len)
+{
+	int r = image_discard(v->im, blk_off(v, start), blk_off(v, len));
+
+	held_forget_ensured(v);
+	return r;
+}
+
 /* ---- for the allocator ------------------------------------------------------------ */
 
 static int source_load(void *ctx, uint64_t chunk, void *bits)

@@ -459,6 +459,8 @@ void txn_abort(struct txn *t)
 		else
 			alloc_free(v->alloc, d->start, d->len);
 	}
+	held_list_free(t->held.head);
+	t->held = (struct held_list){0};
 	for (unsigned i = 0; i < t->edits; i++)
 		if (t->edit[i].created)
 			inode_drop_dead(v, t->edit[i].ip);
@@ -799,8 +801,7 @@ static void apply_locked(struct txn *t)
 	for (unsigned i = 0; i < t->items; i++, ji = item_next(ji))
 		item_apply_locked(v, ji);
 	if (!v->readonly)
-		seq = journal_append_locked(v, t->buf, t->len, t->items,
-					    t->data_bytes);
+		seq = journal_append_locked(v, t);
 	for (size_t i = 0; i < t->deltas.count; i++)
 		if (t->deltas.v[i].free)
 			freed += t->deltas.v[i].len;

@@ -466,6 +466,7 @@ static void volume_free(struct volume *v)
 		alloc_close(v->alloc);
 	icache_fini(v);
 	journal_fini(v);
+	held_fini(v);
 	tree_fini(v);
 	free(v->deltas.v);
 	free(v->node_frees.v);
@@ -531,6 +532,8 @@ static int volume_new(struct image *im, const struct volume_options *opt,
 	pthread_cond_init(&v->timer_wake, NULL);
 	roots_load(v);
 	r = tree_init(v);
+	if (r == 0)
+		r = held_init(v);
 	if (r == 0)
 		r = journal_init(v);
 	if (r == 0)
@@ -712,8 +715,7 @@ int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 			n = e.len < v->blocks / 16 + 1 ? e.len : v->blocks / 16 + 1;
 			if (alloc_exact(v->alloc, e.start, n))
 				continue;
-			r = image_discard(v->im, blk_off(v, e.start),
-					  blk_off(v, n));
+			r = space_discard(v, e.start, n);
 			alloc_free(v->alloc, e.start, n);
 			done += n;
 		}

@@ -21,10 +21,10 @@ static int verify_data(struct fsck *f, struct cur *c, uint64_t blk,
 			return -ENOMEM;
 	}
 	/* one read for the run; where it fails, block by block */
-	if (image_pread(f->im, buf, size * len, start << f->shift)) {
+	if (volume_blocks(f->v, start, len, buf)) {
 		for (uint32_t i = 0; i < len; i++) {
-			int ret = image_pread(f->im, buf + size * i, size,
-					      (start + i) << f->shift);
+			int ret = volume_blocks(f->v, start + i, 1,
+						buf + size * i);
 
 			if (ret)
 				PROBLEM(P_DATA_READ, .ino = c->ino,
