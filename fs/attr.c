@@ -210,7 +210,7 @@ static int setattr_plain(struct fs *fs, struct inode *ip, int what,
 			 const struct stat *st)
 {
 	struct txn *t;
-	int err = txn_begin(fs->v, TXN_NORMAL, &t);
+	int err = txn_begin(fs->v, TXN_FREEING, &t);
 
 	if (err)
 		return err;
@@ -311,7 +311,7 @@ static int setflags_locked(struct fs *fs, struct inode *ip,
 	if (!err && !flags && (ip->a.flags & INODE_IMMUTABLE))
 		err = -EPERM;
 	if (!err)
-		err = txn_begin(fs->v, TXN_NORMAL, &t);
+		err = txn_begin(fs->v, TXN_FREEING, &t);
 	if (err)
 		return err;
 	a = inode_edit(t, ip);

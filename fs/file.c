@@ -355,7 +355,7 @@ static int shrink(struct fs *fs, struct inode *ip, int what, const struct stat *
 static int grow(struct fs *fs, struct inode *ip, int what, const struct stat *st)
 {
 	struct txn *t;
-	int err = txn_begin(fs->v, TXN_NORMAL, &t);
+	int err = txn_begin(fs->v, TXN_FREEING, &t);
 
 	return err ? err : txn_end(t, resize_attr(fs, t, ip, what, st));
 }

@@ -162,8 +162,8 @@ static int write_space(struct checkpoint *ck)
 	int r = defer(v, &ck->node_frees);
 
 	for (size_t i = 0; i < ck->node_frees.count && r == 0; i++)
-		r = delta_add(&ck->deltas, ck->node_frees.v[i].start,
-			      ck->node_frees.v[i].len, true);
+		r = delta_add_own(&ck->deltas, ck->node_frees.v[i].start,
+				  ck->node_frees.v[i].len, true);
 	for (size_t i = 0; i < ck->deltas.count && r == 0; i++)
 		r = delta_add(&ck->changes, ck->deltas.v[i].start,
 			      ck->deltas.v[i].len, ck->deltas.v[i].free);
@@ -189,23 +189,24 @@ static int write_space(struct checkpoint *ck)
 }
 
 /* Give freed runs to the host and back to the allocator. */
-static int release(struct checkpoint *ck)
+static int release(struct volume *v, struct deltas *l)
 {
-	struct volume *v = ck->v;
 	size_t n = 0;
 	int r = 0;
 
-	for (size_t i = 0; i < ck->deltas.count; i++)
-		if (ck->deltas.v[i].free)
-			ck->deltas.v[n++] = ck->deltas.v[i];
-	ck->deltas.count = n;
-	deltas_sort(&ck->deltas);
-	for (size_t i = 0; i < ck->deltas.count && r == 0; i++) {
-		struct delta d = ck->deltas.v[i];
+	for (size_t i = 0; i < l->count; i++) {
+		if (l->v[i].free && l->v[i].own)
+			pool_keep(v, &l->v[i]);
+		if (l->v[i].free && l->v[i].len)
+			l->v[n++] = l->v[i];
+	}
+	l->count = n;
+	deltas_sort(l);
+	for (size_t i = 0; i < l->count && r == 0; i++) {
+		struct delta d = l->v[i];
 
-		while (i + 1 < ck->deltas.count &&
-		       ck->deltas.v[i + 1].start == d.start + d.len)
-			d.len += ck->deltas.v[++i].len;
+		while (i + 1 < l->count && l->v[i + 1].start == d.start + d.len)
+			d.len += l->v[++i].len;
 		/* Small holes are left to volume_trim(); a host that can't
 		 * punch keeps the blocks, no harm. */
 		if (v->opt.discard && blk_off(v, d.len) >= DISCARD_BYTES)
@@ -303,7 +304,7 @@ static int run(struct checkpoint *ck)
 	units = ck->cut.unit - v->tail_unit;
 	v->tail_unit = ck->cut.unit;
 	atomic_fetch_add(&v->ring_free, (int64_t)(units * JOURNAL_UNIT));
-	r = release(ck);
+	r = release(v, &ck->deltas);
 	atomic_store(&v->pending_own, 0);
 	for (size_t i = 0; i < ck->own.count; i++)
 		if (ck->own.v[i].free)

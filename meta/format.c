@@ -93,14 +93,16 @@ int super_load(struct image *im, struct disk_super *out, unsigned *slot,
 	struct disk_super s;
 	const char *why = "", *first = NULL;
 	int err = -EINVAL, r;
-	bool found = false;
+	bool found = false, unread = false;
 
+	*slot = SUPER_SLOTS;
 	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
 		r = im->bytes < SUPER_SLOT_OFFSET(i) + SUPER_BYTES
 			    ? complain(&why, "the image is too small", EINVAL)
 			    : image_pread(im, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
 		if (r == 0)
 			r = super_verify(&s, i, &why);
+		unread |= r == -EIO;
 		if (r) {
 			/* The more telling of two failures. */
 			if (!first || (err == -EINVAL && r != -EINVAL)) {
@@ -115,9 +117,12 @@ int super_load(struct image *im, struct disk_super *out, unsigned *slot,
 		*slot = i;
 		found = true;
 	}
-	if (found)
+	if (found && !unread)
 		return 0;
-	if (err == -EINVAL)
+	if (found)
+		snprintf(msg, msg_len, "superblock: slot %u cannot be read, and "
+			 "may be the newer one", 1 - *slot);
+	else if (err == -EINVAL)
 		snprintf(msg, msg_len, "not a Spaceweave volume");
 	else
 		snprintf(msg, msg_len, "superblock: %s", first);

@@ -94,37 +94,49 @@ void held_join(struct held_list *l, struct held_list *more)
 
 /* ---- the host's blocks ------------------------------------------------------------ */
 
-/* Has the host blocks for this place? Remembers the megabytes that do. */
+/*
+ * Has the host blocks for this place? Remembers the megabytes that do, each
+ * with the count of discards before it was asked: one more, and it is asked
+ * again.
+ */
 static bool held_ensured(struct volume *v, uint64_t block)
 {
-	uint64_t mb = blk_off(v, block) / ENSURE_BYTES + 1, len = ENSURE_BYTES;
-	_Atomic uint64_t *known = &v->ensured[mb % ENSURED];
-	uint64_t off = (mb - 1) * ENSURE_BYTES;
+	uint64_t mb = blk_off(v, block) / ENSURE_BYTES, len = ENSURE_BYTES;
+	uint64_t off = mb * ENSURE_BYTES;
+	uint64_t known = (atomic_load(&v->discards) + 1) << 32 | mb;
+	_Atomic uint64_t *memo = &v->ensured[mb % ENSURED];
 	int r;
 
-	if (atomic_load_explicit(known, memory_order_relaxed) == mb)
+	if (atomic_load_explicit(memo, memory_order_relaxed) == known)
 		return true;
 	if (off + len > v->im->bytes)
 		len = v->im->bytes - off;
 	r = image_ensure(v->im, off, len);
 	if (r == 0)
-		atomic_store(known, mb);
+		atomic_store(memo, known);
 	return r == 0;
 }
 
-/* Blocks were given back to the host. */
 void held_forget_ensured(struct volume *v)
 {
-	for (unsigned i = 0; i < ENSURED; i++)
-		atomic_store(&v->ensured[i], 0);
+	atomic_fetch_add(&v->discards, 1);
 }
 
 /* ---- holding ------------------------------------------------------------------------ */
 
+/* What may be held in memory, in blocks. */
+static size_t held_max(const struct volume *v)
+{
+	size_t bytes = v->opt.cache_bytes / 4;
+
+	return (bytes < HELD_BYTES ? bytes : HELD_BYTES) / v->block_bytes;
+}
+
 bool held_new(struct volume *v, struct held_list *l, uint64_t block, uint64_t n,
 	      const uint8_t *buf)
 {
-	if (v->readonly || n > HELD_BLOCKS || v->block_bytes > HELD_BLOCK_BYTES)
+	if (v->readonly || n > HELD_BLOCKS || v->block_bytes > HELD_BLOCK_BYTES ||
+	    atomic_load(&v->held_count) > held_max(v))
 		return false;
 	for (uint64_t i = 0; i < n; i++)
 		if (!held_ensured(v, block + i))
@@ -141,18 +153,28 @@ bool held_new(struct volume *v, struct held_list *l, uint64_t block, uint64_t n,
 	return true;
 }
 
+static bool publish_locked(struct volume *v, struct held *h)
+{
+	struct held **p = bucket(v, h->block);
+
+	if (*p)
+		return false;
+	h->hash_next = NULL;
+	*p = h;
+	atomic_fetch_add(&v->held_count, 1);
+	return true;
+}
+
 /* From now on readers find it. */
 void held_publish(struct volume *v, const struct held_list *l)
 {
 	lock_lock(&v->held_lock);
 	for (struct held *h = l->head; h; h = h->next) {
-		struct held **p = bucket(v, h->block);
+		bool first = publish_locked(v, h);
 
-		assert(!*p);
-		h->hash_next = NULL;
-		*p = h;
+		assert(first);
+		(void)first;
 	}
-	atomic_fetch_add(&v->held_count, l->count);
 	lock_unlock(&v->held_lock);
 }
 
@@ -254,6 +276,8 @@ int held_write(struct volume *v, struct held_list *l)
 
 size_t held_ride_bytes(const struct volume *v, const struct held_list *l)
 {
+	if (v->riding.count + l->count > held_max(v) / 2)
+		return 0;
 	return l->count * (sizeof(struct disk_jitem) + 8 + v->block_bytes);
 }
 
@@ -279,17 +303,22 @@ size_t held_ride(struct volume *v, struct held_list *l, uint8_t *to)
 int held_replay(struct volume *v, const struct disk_jitem *ji,
 		struct held_list *l)
 {
-	struct held *h;
+	struct held *h = malloc(sizeof(*h) + v->block_bytes);
 	le64 block;
+	bool first;
 
-	memcpy(&block, ji->bytes, sizeof(block));
-	if (*bucket(v, get64(block)))
-		return -EFSCORRUPTED;
-	h = malloc(sizeof(*h) + v->block_bytes);
 	if (!h)
 		return -ENOMEM;
+	memcpy(&block, ji->bytes, sizeof(block));
 	h->block = get64(block);
 	memcpy(h->data, ji->bytes + sizeof(block), v->block_bytes);
+	lock_lock(&v->held_lock);
+	first = publish_locked(v, h);
+	lock_unlock(&v->held_lock);
+	if (!first) {
+		free(h);
+		return -EFSCORRUPTED;
+	}
 	held_append(l, h);
 	return 0;
 }

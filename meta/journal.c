@@ -197,8 +197,8 @@ int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
 		memcpy(g->buf + g->len + sizeof(h), run, sizeof(run));
 		g->len += each;
 		g->items++;
-		r = delta_add(&v->deltas, d->v[i].start, d->v[i].len,
-			      d->v[i].free);
+		r = delta_add_own(&v->deltas, d->v[i].start, d->v[i].len,
+				  d->v[i].free);
 		if (r)
 			break;
 	}
@@ -600,7 +600,7 @@ static bool group_data_whole(struct volume *v, const struct group *g)
 	return whole;
 }
 
-/* Hold what rides in the group. */
+/* Hold what rides in the group: all of it or nothing. */
 static int group_hold(struct volume *v, const struct group *g,
 		      struct held_list *l)
 {
@@ -612,9 +612,7 @@ static int group_hold(struct volume *v, const struct group *g,
 		if (ji->type == JITEM_DATA)
 			r = held_replay(v, ji, l);
 	if (r)
-		held_list_free(l->head);
-	else
-		held_publish(v, l);
+		held_end(v, l);
 	return r;
 }
 

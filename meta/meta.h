@@ -107,8 +107,10 @@ int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 
 struct volume_stat {
 	/* Free at the latest after the next checkpoint; avail: without the
-	 * volume's own reserve. */
-	uint64_t blocks, free_blks, avail_blks;
+	 * volume's own reserve. A bitmap that does not exist yet counts as if
+	 * it did, or else the count would depend on where blocks once were:
+	 * absent_blks, free in the bitmaps and not here. */
+	uint64_t blocks, free_blks, avail_blks, absent_blks;
 	uint64_t inodes;
 	uint64_t gen;
 	uint64_t journal_units, journal_used;
@@ -186,7 +188,7 @@ void inode_put(struct volume *v, struct inode *ip);
  */
 enum txn_kind {
 	TXN_NORMAL,
-	TXN_FREEING,	/* gives more than it takes: may use the reserve */
+	TXN_FREEING,	/* gives at least what it takes: may use the reserve */
 };
 
 int txn_begin(struct volume *v, enum txn_kind kind, struct txn **out);
@@ -367,7 +369,7 @@ const struct disk_super *volume_super(const struct volume *v);
 int super_verify(const struct disk_super *s, unsigned slot, const char **why);
 void super_seal(struct disk_super *s, unsigned slot);
 /* Read the newest good slot. Looks only; needs no lock. -EINVAL: neither is a
- * superblock. */
+ * superblock. -EIO: one cannot be read; *out is the other if *slot is one. */
 int super_load(struct image *im, struct disk_super *out, unsigned *slot,
 	       char *msg, size_t msg_len);
 int mmp_load(struct image *im, struct disk_mmp *out);

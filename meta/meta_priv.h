@@ -77,6 +77,7 @@ struct tree {
 struct delta {
 	uint64_t start, len;
 	bool free;
+	bool own;		/* of nodes or bitmaps: the host has blocks there */
 };
 
 struct deltas {
@@ -101,6 +102,8 @@ struct held_list {
 #define HELD_BLOCK_BYTES 16384u
 /* A group that is flushed carries so much data itself. */
 #define RIDE_BYTES (64u << 10)
+/* So much memory is held in all, and that only while cache= leaves it. */
+#define HELD_BYTES (32u << 20)
 #define ENSURED 256u
 
 /* Transactions that become durable together. */
@@ -152,6 +155,7 @@ struct volume {
 	struct extent *pool;		/* claimed blocks for new nodes */
 	size_t pool_count, pool_cap;
 	uint64_t pool_blks;
+	uint64_t pool_floor;		/* the last of them are for what frees */
 	uint64_t fake_next;
 	uint64_t head_unit;		/* where the next group will stand */
 	uint64_t next_seq;		/* of the next group to be opened */
@@ -180,7 +184,8 @@ struct volume {
 	_Atomic uint64_t pending_blks;	/* freed, not released yet */
 	_Atomic uint64_t pending_own;	/* of them, by the last checkpoint itself */
 	_Atomic uint64_t reserve_held;	/* blocks promised to us by alloc */
-	uint64_t reserve_want;
+	uint64_t reserve_want;		/* bitmaps to come aside */
+	_Atomic bool host_full;		/* it had no blocks, the last time */
 	_Atomic uint64_t dirty_nodes;
 	size_t txn_max;			/* bytes one transaction may log */
 	uint64_t ring_reserve;		/* bytes that only checkpoints may use */
@@ -195,7 +200,8 @@ struct volume {
 	struct lock held_lock;
 	struct held **held;
 	_Atomic size_t held_count;
-	_Atomic uint64_t ensured[ENSURED];	/* megabytes, counted from 1 */
+	_Atomic uint64_t ensured[ENSURED];	/* megabytes that the host has */
+	_Atomic uint64_t discards;		/* what is older is not so */
 
 	/* -- lock of the table of references -- */
 	struct lock refs;
@@ -330,6 +336,9 @@ int tree_prepare_locked(struct volume *v, enum table t, const void *key,
  */
 int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *bad,
 	      int *bad_err);
+/* A block of the pool, and one back into it, which has room for it. */
+uint64_t block_pop_locked(struct volume *v);
+void block_push_locked(struct volume *v, uint64_t block);
 /* These cannot fail after tree_prepare_locked() and a filled pool. */
 /* True when the key was not there before; true when it was there. */
 bool tree_put_locked(struct volume *v, enum table t, const void *key, size_t klen,
@@ -379,8 +388,13 @@ int commit_lock_prepared(struct volume *v, const void *items, unsigned count,
 			 enum spend spend);
 void txn_thread_done(void);
 int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool free);
+int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool free);
 /* Put n more blocks into the pool. */
 int pool_fill(struct volume *v, uint64_t n, enum spend spend);
+/* One block out of it, for the checkpoint. */
+int pool_take(struct volume *v, uint64_t *block);
+/* Keep freed blocks for the pool while it is low; they are taken off the run. */
+void pool_keep(struct volume *v, struct delta *d);
 /* Take blocks for the volume's own use, from the reserve if it must be. */
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
 		unsigned max, unsigned *count, uint64_t *got, bool spend);
@@ -401,11 +415,14 @@ void held_publish(struct volume *v, const struct held_list *l);
 void held_end(struct volume *v, struct held_list *l);
 /* Put all of a list into place and end holding it. */
 int held_write(struct volume *v, struct held_list *l);
-/* As journal items into a group, so many bytes; held on in v->riding. */
+/* As journal items into a group, so many bytes (0: none of it, there is too
+ * much); held on in v->riding. */
 size_t held_ride_bytes(const struct volume *v, const struct held_list *l);
 size_t held_ride(struct volume *v, struct held_list *l, uint8_t *to);
+/* Hold what rode in a group; -EFSCORRUPTED if the block is held already. */
 int held_replay(struct volume *v, const struct disk_jitem *ji,
 		struct held_list *l);
+/* Blocks were given back to the host. */
 void held_forget_ensured(struct volume *v);
 
 /* ---- journal.c ---------------------------------------------------------------- */
@@ -454,6 +471,8 @@ int space_write(struct volume *v, const struct deltas *changes,
 /* Bitmap block `index` as last written, verified; zeroes where there is none. */
 int space_read(struct volume *v, uint64_t index, void *bits, bool *exists);
 uint64_t space_per_bitmap(const struct volume *v);
+/* How many bitmaps there are not: of stretches where nothing is in use. */
+uint64_t space_absent_locked(const struct volume *v);
 int space_discard(struct volume *v, uint64_t start, uint64_t len);
 
 /* ---- repair.c: as volume_options.repair says, while a volume opens ---- */

@@ -24,6 +24,14 @@ uint64_t space_per_bitmap(const struct volume *v)
 	return 8ull * v->block_bytes;
 }
 
+uint64_t space_absent_locked(const struct volume *v)
+{
+	uint64_t per = space_per_bitmap(v), all = (v->blocks + per - 1) / per;
+	uint64_t have = v->trees[TABLE_SPACE].items;
+
+	return have < all ? all - have : 0;
+}
+
 /* ---- reading -------------------------------------------------------------------- */
 
 static int space_lookup(struct volume *v, uint64_t index, struct disk_space *d)
@@ -329,10 +337,8 @@ static int space_write_one(struct volume *v, uint64_t index, uint8_t *bits,
 			   const struct delta *d, size_t count,
 			   struct deltas *own)
 {
-	uint64_t from = index * space_per_bitmap(v), units, used, got;
+	uint64_t from = index * space_per_bitmap(v), units, used, block;
 	struct disk_space old, now = {0};
-	struct extent e;
-	unsigned n;
 	bool exists;
 	int r = space_read(v, index, bits, &exists);
 
@@ -353,13 +359,13 @@ static int space_write_one(struct volume *v, uint64_t index, uint8_t *bits,
 	used = bits_count(bits, 0, units);
 	if (used == 0)
 		return exists ? space_item(v, index, NULL) : 0;
-	r = volume_take(v, ALLOC_NO_GOAL, 1, &e, 1, &n, &got, true);
+	r = pool_take(v, &block);
 	if (r)
 		return r;
-	r = delta_add(own, e.start, 1, false);
+	r = delta_add(own, block, 1, false);
 	if (r == 0)
-		r = image_pwrite(v->im, bits, v->block_bytes, blk_off(v, e.start));
-	now.block = put64(e.start);
+		r = image_pwrite(v->im, bits, v->block_bytes, blk_off(v, block));
+	now.block = put64(block);
 	now.csum = put64(checksum(bits, v->block_bytes));
 	now.birth = put64(v->trees[TABLE_SPACE].gen);
 	now.free = put32((uint32_t)(units - used));

@@ -345,7 +345,7 @@ static void cache_shrink(struct volume *v)
 }
 
 /* A block for a new node: from the pool, which was filled beforehand. */
-static uint64_t block_pop(struct volume *v)
+uint64_t block_pop_locked(struct volume *v)
 {
 	struct extent *e;
 
@@ -361,7 +361,7 @@ static uint64_t block_pop(struct volume *v)
 	return e->start++;
 }
 
-static void block_push(struct volume *v, uint64_t block)
+void block_push_locked(struct volume *v, uint64_t block)
 {
 	struct extent *e = v->pool_count ? &v->pool[v->pool_count - 1] : NULL;
 
@@ -386,7 +386,7 @@ static struct node *node_make(struct volume *v, struct tree *tr, unsigned level)
 	assert(n);
 	v->spare = n->hash_next;
 	v->spares--;
-	n->self = (struct ptr){block_pop(v), v->next_stamp++, tr->gen};
+	n->self = (struct ptr){block_pop_locked(v), v->next_stamp++, tr->gen};
 	n->table = (uint8_t)tr->table;
 	n->level = (uint8_t)level;
 	n->dirty = true;
@@ -433,7 +433,7 @@ static void node_drop(struct volume *v, struct tree *tr, struct node *n)
 		list_del(n->dirty ? &tr->dirty : &v->clock, n);
 		node_spare(v, n);
 	} else if (node_is_open(v, tr, n)) {
-		block_push(v, n->self.block);
+		block_push_locked(v, n->self.block);
 		list_del(&tr->dirty, n);
 		atomic_fetch_sub_explicit(&v->dirty_nodes, 1,
 					  memory_order_relaxed);

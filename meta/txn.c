@@ -19,7 +19,13 @@
  * (so that a second free is refused before it commits) and free in the
  * allocator after that checkpoint. The volume holds a reserve, a promise of the
  * allocator's, for what must not fail: checkpoints, and transactions that
- * free.
+ * free. It counts the bitmaps that do not exist yet.
+ *
+ * The pool. Nodes and bitmaps are written to blocks of the pool, and those the
+ * host has set aside (image_ensure): a full host refuses a transaction in good
+ * time and no checkpoint. The last `pool_floor` of them are not for ordinary
+ * transactions, so that files can be removed on a full host, and each
+ * checkpoint puts the blocks of the nodes it replaced back into a low pool.
  *
  * Shared blocks: references are counted in TABLE_REFS, only where there are
  * two or more. Changes to them are collected and worked out at commit under
@@ -64,31 +70,26 @@ int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool is_free)
 {
 	struct delta *last = d->count ? &d->v[d->count - 1] : NULL;
 
-	if (last && last->free == is_free && last->start + last->len == start) {
+	if (last && last->free == is_free && !last->own &&
+	    last->start + last->len == start) {
 		last->len += len;
 		return 0;
 	}
 	if (deltas_room(d, 1))
 		return -ENOMEM;
-	d->v[d->count++] = (struct delta){start, len, is_free};
+	d->v[d->count++] = (struct delta){start, len, is_free, false};
+	return 0;
+}
+
+int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool is_free)
+{
+	if (deltas_room(d, 1))
+		return -ENOMEM;
+	d->v[d->count++] = (struct delta){start, len, is_free, true};
 	return 0;
 }
 
 /* ---- blocks ------------------------------------------------------------------------- */
-
-/* Bring the reserve back to what it should be, as far as there is space. */
-void reserve_top_up(struct volume *v)
-{
-	uint64_t held = atomic_load(&v->reserve_held), lack;
-
-	if (held >= v->reserve_want)
-		return;
-	for (lack = v->reserve_want - held; lack; lack /= 2)
-		if (alloc_reserve(v->alloc, lack) == 0) {
-			atomic_fetch_add(&v->reserve_held, lack);
-			return;
-		}
-}
 
 static bool reserve_spend(struct volume *v, uint64_t n)
 {
@@ -99,6 +100,25 @@ static bool reserve_spend(struct volume *v, uint64_t n)
 			return false;
 	} while (!atomic_compare_exchange_weak(&v->reserve_held, &held, held - n));
 	return true;
+}
+
+/* Bring the reserve to what it should be, as far as there is space. */
+void reserve_top_up(struct volume *v)
+{
+	uint64_t held = atomic_load(&v->reserve_held), lack, want;
+
+	rwlock_read(&v->commit);
+	want = v->reserve_want + space_absent_locked(v);
+	rwlock_unlock(&v->commit);
+	if (held > want && reserve_spend(v, held - want))
+		alloc_unreserve(v->alloc, held - want);
+	if (held >= want)
+		return;
+	for (lack = want - held; lack; lack /= 2)
+		if (alloc_reserve(v->alloc, lack) == 0) {
+			atomic_fetch_add(&v->reserve_held, lack);
+			return;
+		}
 }
 
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
@@ -160,6 +180,16 @@ static int pool_room_locked(struct volume *v, size_t more)
 	return 0;
 }
 
+static int host_ensure(struct volume *v, const struct extent *e)
+{
+	int r = image_ensure(v->im, blk_off(v, e->start), blk_off(v, e->len));
+
+	if (r == -EOPNOTSUPP)
+		r = 0;
+	atomic_store(&v->host_full, r == -ENOSPC || r == -EDQUOT);
+	return r;
+}
+
 int pool_fill(struct volume *v, uint64_t n, enum spend spend)
 {
 	struct extent ext[32];
@@ -177,12 +207,8 @@ int pool_fill(struct volume *v, uint64_t n, enum spend spend)
 					       &got, spend);
 		if (r)
 			break;
-		for (unsigned i = 0; i < count && r == 0; i++) {
-			r = image_ensure(v->im, blk_off(v, ext[i].start),
-					 blk_off(v, ext[i].len));
-			if (r == -EOPNOTSUPP)
-				r = 0;
-		}
+		for (unsigned i = 0; i < count && r == 0; i++)
+			r = host_ensure(v, &ext[i]);
 		rwlock_write(&v->commit);
 		if (r == 0)
 			r = pool_room_locked(v, count);
@@ -194,12 +220,49 @@ int pool_fill(struct volume *v, uint64_t n, enum spend spend)
 		if (r) {
 			for (unsigned i = 0; i < count; i++)
 				alloc_free(v->alloc, ext[i].start, ext[i].len);
-			break;
+			if (want == n || !atomic_load(&v->host_full))
+				break;
+			r = 0;		/* no more than is needed, then */
+			got = 0;
 		}
 		n = got < n ? n - got : 0;
 		want = n;
 	}
 	return r;
+}
+
+int pool_take(struct volume *v, uint64_t *block)
+{
+	for (;;) {
+		bool some;
+		int r;
+
+		rwlock_write(&v->commit);
+		some = v->pool_blks > 0;
+		if (some)
+			*block = block_pop_locked(v);
+		rwlock_unlock(&v->commit);
+		if (some)
+			return 0;
+		r = pool_fill(v, 1, SPEND_CHECKPOINT);
+		if (r)
+			return r;
+	}
+}
+
+void pool_keep(struct volume *v, struct delta *d)
+{
+	rwlock_write(&v->commit);
+	while (d->len && v->pool_blks < v->pool_floor + POOL_BATCH) {
+		uint64_t block = d->start + d->len - 1;
+
+		if (pool_room_locked(v, 1) || alloc_undefer(v->alloc, block, 1))
+			break;
+		block_push_locked(v, block);
+		atomic_fetch_sub(&v->pending_blks, 1);
+		d->len--;
+	}
+	rwlock_unlock(&v->commit);
 }
 
 /* ---- building ----------------------------------------------------------------------- */
@@ -719,7 +782,8 @@ int item_apply_locked(struct volume *v, const struct disk_jitem *ji)
  * needs? -EAGAIN: *miss is to be loaded; -ENOBUFS: *blocks are to be in the pool.
  */
 static int prepare_locked(struct volume *v, const struct disk_jitem *ji,
-			  unsigned items, struct tree_miss *miss, uint64_t *blocks)
+			  unsigned items, enum spend spend,
+			  struct tree_miss *miss, uint64_t *blocks)
 {
 	unsigned puts[TABLES] = {0}, dels[TABLES] = {0};
 	uint64_t need = 0;
@@ -744,6 +808,8 @@ static int prepare_locked(struct volume *v, const struct disk_jitem *ji,
 	    deltas_room(&v->space_frees, need + 1) ||
 	    deltas_room(&v->dropped, need + 1) || pool_room_locked(v, need))
 		return -ENOMEM;
+	if (spend == SPEND_NONE)
+		need += v->pool_floor;
 	if (!v->readonly && v->pool_blks < need) {
 		*blocks = need - v->pool_blks;
 		return -ENOBUFS;
@@ -757,12 +823,13 @@ int commit_lock_prepared(struct volume *v, const void *items, unsigned count,
 	struct tree_miss miss, bad = {0};
 	uint64_t blocks = 0;
 	int r, bad_err = 0;
+	bool helped = spend == SPEND_CHECKPOINT;
 
 	for (;;) {
 		rwlock_write(&v->commit);
 		r = txn_can_write(v);
 		if (r == 0)
-			r = prepare_locked(v, items, count, &miss, &blocks);
+			r = prepare_locked(v, items, count, spend, &miss, &blocks);
 		if (r == 0)
 			return 0;
 		rwlock_unlock(&v->commit);
@@ -770,6 +837,13 @@ int commit_lock_prepared(struct volume *v, const void *items, unsigned count,
 			r = tree_load(v, &miss, &bad, &bad_err);
 		else if (r == -ENOBUFS)
 			r = pool_fill(v, blocks, spend);
+		if (r && !helped && atomic_load(&v->host_full) &&
+		    (spend == SPEND_RESERVE || atomic_load(&v->pending_blks) >
+						       atomic_load(&v->pending_own))) {
+			/* What it releases, the host has. */
+			helped = true;
+			r = checkpoint_run(v, false);
+		}
 		if (r)
 			return r;
 	}

@@ -555,6 +555,8 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 		v->reserve_want = 64;
 	if (v->reserve_want > 4096)
 		v->reserve_want = 4096;
+	v->pool_floor = v->reserve_want / 2 < 256 ? v->reserve_want / 2 : 256;
+	v->reserve_want -= v->pool_floor;
 	repair_bitmaps(v);
 	r = mmp_take(v);
 	if (r == 0)
@@ -612,8 +614,14 @@ int volume_open(struct image *im, const struct volume_options *opt,
 	if (msg_len)
 		*msg = 0;
 	r = super_load(im, &s, &slot, msg, msg_len);
+	/* With the journal the older one shows the same; but to write to blocks
+	 * that are free by the older alone could ruin the newer. */
+	if (r == -EIO && slot < SUPER_SLOTS && (opt->readonly || opt->repair))
+		r = 0;
 	if (r)
 		return r;
+	if (msg_len)
+		*msg = 0;
 	if (get64(s.blocks) << get32(s.block_shift) > im->bytes) {
 		snprintf(msg, msg_len, "the image was cut short: %llu bytes of %llu",
 			 (unsigned long long)im->bytes,
@@ -727,7 +735,7 @@ int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 
 void volume_stat(struct volume *v, struct volume_stat *out)
 {
-	uint64_t reserve = atomic_load(&v->reserve_held);
+	uint64_t reserve = atomic_load(&v->reserve_held), own;
 
 	memset(out, 0, sizeof(*out));
 	out->blocks = v->blocks;
@@ -740,16 +748,21 @@ void volume_stat(struct volume *v, struct volume_stat *out)
 	for (size_t i = 0; i < v->deltas.count && !v->alloc; i++)
 		out->free_blks += v->deltas.v[i].free ? v->deltas.v[i].len
 						      : -v->deltas.v[i].len;
+	out->absent_blks = space_absent_locked(v);
 	rwlock_unlock(&v->commit);
 	out->pending_blks = atomic_load(&v->pending_blks);
 	if (v->alloc) {
-		out->free_blks += alloc_free_units(v->alloc) + out->pending_blks;
-		out->avail_blks = out->free_blks;
-		out->free_blks += reserve;
+		out->free_blks += alloc_free_units(v->alloc) + out->pending_blks +
+				  reserve;
+		own = v->pool_floor + reserve;
 	} else {
 		out->free_blks += get64(v->super.free_blks);
-		out->avail_blks = out->free_blks;
+		own = out->absent_blks;
 	}
+	out->avail_blks = out->free_blks > own ? out->free_blks - own : 0;
+	if (out->absent_blks > out->free_blks)
+		out->absent_blks = out->free_blks;
+	out->free_blks -= out->absent_blks;
 	out->journal_units = v->ring_units;
 	out->journal_used = v->ring_units -
 			    (uint64_t)atomic_load(&v->ring_free) / JOURNAL_UNIT;

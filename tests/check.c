@@ -416,9 +416,10 @@ static int check_space(struct check *c)
 	if (c->err)
 		return c->err;
 	volume_stat(c->v, &st);
-	if (st.free_blks != free_blks)
-		return bad(c, "the volume says %" PRIu64 " free blocks, the bitmaps %"
-			   PRIu64, st.free_blks, free_blks);
+	if (st.free_blks + st.absent_blks != free_blks)
+		return bad(c, "the volume says %" PRIu64 " free blocks and %" PRIu64
+			   " for bitmaps, the bitmaps %" PRIu64, st.free_blks,
+			   st.absent_blks, free_blks);
 	if (st.inodes != c->inodes)
 		return bad(c, "the volume says %" PRIu64 " inodes, has %" PRIu64,
 			   st.inodes, c->inodes);
