@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 void lock_init(struct lock *l, enum lock_rank rank, const char *name)
@@ -79,9 +80,11 @@ void latch_wait(struct latch *l)
 		__builtin_ia32_pause();
 #endif
 	}
-	/* From now on it says 2, so that whoever drops it wakes one. */
+	/* From now on it says 2, so that whoever drops it wakes one; but for
+	   one who looked before and stores 0 after: so look again. */
 	while (__atomic_exchange_n(&l->word, 2, __ATOMIC_ACQUIRE))
-		syscall(SYS_futex, &l->word, FUTEX_WAIT_PRIVATE, 2, NULL);
+		syscall(SYS_futex, &l->word, FUTEX_WAIT_PRIVATE, 2,
+			&(struct timespec){ .tv_nsec = 1000000 });
 }
 
 void latch_wake(struct latch *l)

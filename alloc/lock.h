@@ -94,7 +94,9 @@ static inline void lock_wait(struct lock *l, pthread_cond_t *c)
 
 /*
  * A latch: a mutex of one word, for what is held for nanoseconds and taken
- * millions of times a second. Not for waiting on conditions.
+ * millions of times a second. Not for waiting on conditions. To let go is a
+ * plain store: a thread that comes to wait just between the look and the store
+ * is not woken, so nobody sleeps for longer than a millisecond (lock.c).
  */
 struct latch {
 	uint32_t word;		/* 0 free, 1 held, 2 held and waited for */
@@ -141,8 +143,10 @@ static inline bool latch_try(struct latch *l)
 
 static inline void latch_unlock(struct latch *l)
 {
-	if (__builtin_expect(__atomic_exchange_n(&l->word, 0,
-						 __ATOMIC_RELEASE) == 2, 0))
+	uint32_t was = __atomic_load_n(&l->word, __ATOMIC_RELAXED);
+
+	__atomic_store_n(&l->word, 0, __ATOMIC_RELEASE);
+	if (__builtin_expect(was == 2, 0))
 		latch_wake(l);
 #ifdef LOCK_DEBUG
 	lock_witness_drop(l->rank, l->name);
