@@ -191,7 +191,7 @@ static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
 						     (WINDOWS - WINDOW_GOAL);
 			err = window_open(op, slot, run, s);
 			if (!err)
-				return window_take(op, slot, len, true, out);
+				return window_take(op, slot, len, ANY_WINDOW, out);
 			if (err != -EBUSY)
 				return err;
 		}
@@ -201,7 +201,7 @@ static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
 		return err;
 	err = -EAGAIN;
 	if (!space_ready(op, s, s + len) && space_all_free(op, s, s + len)) {
-		const struct chunk *c = chunks_peek(&a->chunks, chunk_of(s));
+		struct chunk *c = chunks_peek(&a->chunks, chunk_of(s));
 
 		if (chunk_free_after(c, off_of(s), len) == len)
 			err = space_take(op, s, s + len);
@@ -352,15 +352,12 @@ static int from_runs(struct op *op, uint64_t len, struct extent *out)
 	bool have;
 	int err;
 
-	if (small && !window_take(op, slot, (uint32_t)len, true, out))
+	if (small && !window_take(op, slot, (uint32_t)len, ANY_WINDOW, out))
 		return 0;
 	have = choose_run(a, len > a->border ? len : a->border + 1, &run);
-	if (!small && len < ALLOC_CHUNK) {
-		uint32_t left = window_left(op, slot);
-
-		if (left >= len && (!have || run.len >= left))
-			return window_take(op, slot, (uint32_t)len, true, out);
-	}
+	if (!small && len < ALLOC_CHUNK &&
+	    !window_take(op, slot, (uint32_t)len, have ? run.len : ANY_WINDOW, out))
+		return 0;
 	if (!have)
 		return -ENOSPC;
 	room = min_u64(run.len, (chunk_of(run.start) + 1) * ALLOC_CHUNK - run.start);
@@ -369,7 +366,7 @@ static int from_runs(struct op *op, uint64_t len, struct extent *out)
 	if (window && room >= len) {
 		err = window_open(op, slot, run, run.start);
 		if (!err)
-			return window_take(op, slot, (uint32_t)len, true, out);
+			return window_take(op, slot, (uint32_t)len, ANY_WINDOW, out);
 		if (err != -EBUSY)
 			return err;
 	}
@@ -537,15 +534,14 @@ static int look(struct op *op, uint64_t goal, uint64_t len, bool whole,
 		struct extent *out)
 {
 	struct alloc *a = op->a;
-	unsigned loads = 0;
+	unsigned loads = 0, tries = 0;
 	int err;
 
 	for (;;) {
-		do {
-			err = look_here(op, goal, len, out);
-			if (err == -EAGAIN)
+		/* The first time it may be of our own making. */
+		while ((err = look_here(op, goal, len, out)) == -EAGAIN)
+			if (tries++)
 				sched_yield();
-		} while (err == -EAGAIN);
 		if (!err) {
 			op->sh->n.allocs++;
 			op->sh->n.alloc_units += out->len;
@@ -820,7 +816,7 @@ static int defer_once(struct op *op, uint64_t s, uint64_t e)
 	FOR_CHUNKS(op, s, e, c, off, n, {
 		(void)off;
 		if (!err)
-			err = chunk_prepare_pending(&op->a->chunks.maps, c);
+			err = chunk_prepare_pending(&op->a->chunks, c);
 	});
 	if (err)
 		return err;
@@ -841,7 +837,7 @@ static int undefer_once(struct op *op, uint64_t s, uint64_t e)
 {
 	if (!all_pending(op, s, e))
 		return -EINVAL;
-	FOR_CHUNKS(op, s, e, c, off, n, chunk_clear_pending(&op->a->chunks.maps, c, off, n));
+	FOR_CHUNKS(op, s, e, c, off, n, chunk_clear_pending(&op->a->chunks, c, off, n));
 	op->sh->n.deferred -= (int64_t)(e - s);
 	return 0;
 }

@@ -39,6 +39,8 @@
 #include "alloc/btree.h"
 #include "alloc/lock.h"
 
+#pragma GCC visibility push(hidden)
+
 #define BORDER 1024u			/* longest short run, units */
 #define HOOD (BORDER + 1)
 
@@ -66,8 +68,9 @@ struct shard {
 	/* Under latch: */
 	uint64_t credit;		/* free units promised to this shard;
 					   others read it */
+	uint64_t words;			/* bit i: filled[i] is not 0 */
 	uint64_t filled[BORDER / 64];	/* bit i: bins[i] is not empty; others
-					   read it, and lost_count */
+					   read these, and lost_count */
 	uint32_t crowded;		/* a bin to be tidied, + 1 */
 	struct bin bins[BORDER];	/* bins[i]: runs of i + 1 units */
 	uint64_t *lost;			/* chunks with runs that have no hint */
@@ -195,11 +198,12 @@ bool hints_steal(struct shard *own, struct shard *from, uint32_t len);
 
 /* Windows; these lock what they need themselves. */
 int window_open(struct op *op, unsigned slot, struct run run, uint64_t from);
-int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
+/* From its front, if it has at least `len` units and `most` at most. */
+#define ANY_WINDOW UINT64_MAX
+int window_take(struct op *op, unsigned slot, uint32_t len, uint64_t most,
 		struct extent *out);
 int window_close(struct op *op, unsigned slot);
 int window_close_chunk(struct op *op, uint64_t chunk);
-uint32_t window_left(struct op *op, unsigned slot);
 /* Take `len` from the front of the window of a locked chunk. */
 int window_bump(struct op *op, struct chunk *c, uint32_t len);
 
@@ -238,5 +242,7 @@ static inline uint32_t off_of(uint64_t unit) { return unit % ALLOC_CHUNK; }
 #define atomic_set(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 
 static inline uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+#pragma GCC visibility pop
 
 #endif

@@ -14,7 +14,6 @@
 #include <sys/mman.h>
 
 #define WORDS (ALLOC_CHUNK / 64)
-#define PAGE_CHUNKS 64
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "see chunk_adopt()");
 
@@ -95,41 +94,79 @@ static uint32_t bits_clear_below(const uint64_t *bits, uint32_t off, uint32_t ma
 	return off - at;
 }
 
-/* -- Edges: a chunk of few runs -- */
+/* -- Edges: a chunk of few runs, or not so many -- */
 
 #define EDGE_NONE INT16_MAX		/* may be an edge, too: edges counts */
 
-/* How many edges are not above `off`. */
-static uint32_t edge_rank(const struct chunk *c, uint32_t off)
+static inline int16_t *edges_of(struct chunk *c)
 {
-	int16_t at = (int16_t)off, n = 0;
-
-	for (unsigned i = 0; i < CHUNK_EDGES; i++)
-		n += c->edge[i] <= at;
-	return (uint32_t)n < c->edges ? (uint32_t)n : c->edges;
+	return c->form == FORM_FEW ? c->few : c->many;
 }
 
-static void edges_set(struct chunk *c, uint32_t count)
+static inline const int16_t *edges_in(const struct chunk *c)
 {
-	for (uint32_t i = count; i < CHUNK_EDGES; i++)
-		c->edge[i] = EDGE_NONE;
-	c->edges = (uint16_t)count;
+	return c->form == FORM_FEW ? c->few : c->many;
+}
+
+/* How many edges are not above `at`, by searching. */
+static uint32_t edge_search(const int16_t *edge, uint32_t edges, int16_t at)
+{
+	uint32_t rank = 0, blocks = (edges + CHUNK_FEW - 1) / CHUNK_FEW;
+	int16_t n = 0;
+
+	while (blocks > 1) {
+		uint32_t half = blocks / 2;
+		bool right = edge[rank + half * CHUNK_FEW - 1] <= at;
+
+		rank += right ? half * CHUNK_FEW : 0;
+		blocks = right ? blocks - half : half;
+	}
+	for (unsigned i = 0; i < CHUNK_FEW; i++)
+		n += edge[rank + i] <= at;
+	rank += (uint32_t)n;
+	return rank < edges ? rank : edges;
+}
+
+static inline uint32_t edge_rank(struct chunk *c, uint32_t off)
+{
+	const int16_t *edge = edges_in(c);
+	uint32_t i = c->near, edges = c->edges;
+	int16_t at = (int16_t)off;
+
+	/* Most questions are about where the last one was. */
+	if (i < edges && edge[i] <= at)
+		i++;
+	else if (i && i <= edges && edge[i - 1] > at)
+		i--;
+	if (i > edges || (i < edges && edge[i] <= at) ||
+	    (i && edge[i - 1] > at))
+		i = edge_search(edge, edges, at);
+	c->near = (uint8_t)i;
+	return i;
+}
+
+static void edges_end(int16_t *edge, uint32_t count, uint32_t max)
+{
+	while (count < max)
+		edge[count++] = EDGE_NONE;
 }
 
 static void edge_insert(struct chunk *c, uint32_t i, uint32_t off)
 {
-	memmove(&c->edge[i + 1], &c->edge[i],
-		(c->edges - i) * sizeof(*c->edge));
-	c->edge[i] = (int16_t)off;
+	int16_t *edge = edges_of(c);
+
+	memmove(&edge[i + 1], &edge[i], (c->edges - i) * sizeof(*edge));
+	edge[i] = (int16_t)off;
 	c->edges++;
 }
 
 static void edges_remove(struct chunk *c, uint32_t i, uint32_t n)
 {
-	memmove(&c->edge[i], &c->edge[i + n],
-		(c->edges - i - n) * sizeof(*c->edge));
+	int16_t *edge = edges_of(c);
+
+	memmove(&edge[i], &edge[i + n], (c->edges - i - n) * sizeof(*edge));
 	for (uint32_t k = 0; k < n; k++)
-		c->edge[--c->edges] = EDGE_NONE;
+		edge[--c->edges] = EDGE_NONE;
 }
 
 /*
@@ -138,9 +175,10 @@ static void edges_remove(struct chunk *c, uint32_t i, uint32_t n)
  */
 static void edges_flip(struct chunk *c, uint32_t off, uint32_t end)
 {
+	int16_t *edge = edges_of(c);
 	uint32_t i = edge_rank(c, off);
-	bool at_off = i && (uint32_t)c->edge[i - 1] == off;
-	bool at_end = i < c->edges && (uint32_t)c->edge[i] == end;
+	bool at_off = i && (uint32_t)edge[i - 1] == off;
+	bool at_end = i < c->edges && (uint32_t)edge[i] == end;
 
 	if (end == ALLOC_CHUNK) {
 		if (at_off)
@@ -150,9 +188,9 @@ static void edges_flip(struct chunk *c, uint32_t off, uint32_t end)
 	} else if (at_off && at_end) {
 		edges_remove(c, i - 1, 2);
 	} else if (at_off) {
-		c->edge[i - 1] = (int16_t)end;
+		edge[i - 1] = (int16_t)end;
 	} else if (at_end) {
-		c->edge[i] = (int16_t)off;
+		edge[i] = (int16_t)off;
 	} else {
 		edge_insert(c, i, end);
 		edge_insert(c, i, off);
@@ -176,93 +214,131 @@ static void edges_count_flip(struct chunk *c, uint32_t off, uint32_t end)
 		c->edges--;
 }
 
-/* Go over to a bitmap. */
-static int edges_to_bits(struct pool *maps, struct chunk *c)
+static int few_to_many(struct chunks *t, struct chunk *c)
 {
-	uint64_t *bits = pool_get(maps);
+	int16_t *many = pool_get(&t->many);
+
+	if (!many)
+		return -ENOMEM;
+	memcpy(many, c->few, sizeof(c->few));
+	edges_end(many, c->edges, CHUNK_MANY);
+	c->many = many;
+	c->form = FORM_MANY;
+	return 0;
+}
+
+static void many_to_few(struct chunks *t, struct chunk *c)
+{
+	memcpy(c->few, c->many, sizeof(c->few));
+	pool_put(&t->many, c->many);
+	c->form = FORM_FEW;
+}
+
+static int many_to_bits(struct chunks *t, struct chunk *c)
+{
+	uint64_t *bits = pool_get(&t->maps);
 
 	if (!bits)
 		return -ENOMEM;
 	memset(bits, 0, ALLOC_CHUNK_BYTES);
 	for (uint32_t i = 0; i < c->edges; i += 2) {
-		uint32_t off = (uint32_t)c->edge[i];
-		uint32_t end = i + 1 < c->edges ? (uint32_t)c->edge[i + 1]
+		uint32_t off = (uint32_t)c->many[i];
+		uint32_t end = i + 1 < c->edges ? (uint32_t)c->many[i + 1]
 						: ALLOC_CHUNK;
 
 		bits_fill(bits, off, end - off, true);
 	}
+	pool_put(&t->many, c->many);
 	c->bits = bits;
+	c->form = FORM_BITS;
 	return 0;
 }
 
-/* And back. */
-static void bits_to_edges(struct pool *maps, struct chunk *c)
+/* Without memory it stays as it is. */
+static void bits_to_edges(struct chunks *t, struct chunk *c)
 {
-	uint32_t n = 0, at = 0;
+	bool few = c->edges <= CHUNK_FEW / 2;
+	int16_t *edge = few ? c->few : pool_get(&t->many);
+	uint32_t at = 0;
 
-	for (;; n++) {
+	if (!edge)
+		return;
+	for (uint32_t n = 0; n < c->edges; n++) {
 		at = bits_next(c->bits, at, ALLOC_CHUNK, n % 2 ? ~0ull : 0);
-		if (at == ALLOC_CHUNK)
-			break;
-		c->edge[n] = (int16_t)at;
+		edge[n] = (int16_t)at;
 	}
-	edges_set(c, n);
-	pool_put(maps, c->bits);
-	c->bits = NULL;
+	edges_end(edge, c->edges, few ? CHUNK_FEW : CHUNK_MANY);
+	pool_put(&t->maps, c->bits);
+	if (!few)
+		c->many = edge;
+	c->form = few ? FORM_FEW : FORM_MANY;
 }
 
-/* -- One chunk, in either form -- */
+/* The smaller form, but not at once: so as not to be back here soon. */
+static inline void settle(struct chunks *t, struct chunk *c)
+{
+	if (c->form == FORM_MANY && c->edges <= CHUNK_FEW / 2)
+		many_to_few(t, c);
+	else if (c->form == FORM_BITS && c->edges <= CHUNK_MANY / 2)
+		bits_to_edges(t, c);
+}
 
-static uint32_t next_used(const struct chunk *c, uint32_t off, uint32_t end)
+/* -- One chunk, in any form -- */
+
+static uint32_t next_used(struct chunk *c, uint32_t off, uint32_t end)
 {
 	uint32_t i, at;
 
-	if (c->bits)
+	if (c->form == FORM_BITS)
 		return bits_next(c->bits, off, end, 0);
 	if (off >= end)
 		return end;
 	i = edge_rank(c, off);
 	if (i % 2)
 		return off;
-	at = i < c->edges ? (uint32_t)c->edge[i] : end;
+	at = i < c->edges ? (uint32_t)edges_in(c)[i] : end;
 	return at < end ? at : end;
 }
 
-static uint32_t next_free(const struct chunk *c, uint32_t off, uint32_t end)
+static uint32_t next_free(struct chunk *c, uint32_t off, uint32_t end)
 {
 	uint32_t i, at;
 
-	if (c->bits)
+	if (c->form == FORM_BITS)
 		return bits_next(c->bits, off, end, ~0ull);
 	if (off >= end)
 		return end;
 	i = edge_rank(c, off);
 	if (i % 2 == 0)
 		return off;
-	at = i < c->edges ? (uint32_t)c->edge[i] : end;
+	at = i < c->edges ? (uint32_t)edges_in(c)[i] : end;
 	return at < end ? at : end;
 }
 
-static uint32_t clear_below(const struct chunk *c, uint32_t off, uint32_t max)
+static uint32_t clear_below(struct chunk *c, uint32_t off, uint32_t max)
 {
 	uint32_t i, low;
 
-	if (c->bits)
+	if (c->form == FORM_BITS)
 		return bits_clear_below(c->bits, off, max);
 	if (!off)
 		return 0;
 	i = edge_rank(c, off - 1);
 	if (i % 2)
 		return 0;
-	low = i ? (uint32_t)c->edge[i - 1] : 0;
+	low = i ? (uint32_t)edges_in(c)[i - 1] : 0;
 	return off - low < max ? off - low : max;
 }
 
-void chunk_become(struct chunk *c, bool free)
+void chunk_become(struct chunks *t, struct chunk *c, bool free)
 {
+	if (c->form != FORM_FEW)
+		pool_put(c->form == FORM_BITS ? &t->maps : &t->many, c->bits);
+	c->form = FORM_FEW;
 	c->free = free ? c->units : 0;
-	c->edge[0] = (int16_t)c->free;
-	edges_set(c, c->free < ALLOC_CHUNK);
+	c->few[0] = (int16_t)c->free;
+	c->edges = c->free < ALLOC_CHUNK;
+	edges_end(c->few, c->edges, CHUNK_FEW);
 	c->no_fit = UINT32_MAX;
 	c->state = CHUNK_READY;
 }
@@ -275,16 +351,17 @@ static int preserve(struct chunks *t, struct chunk *c)
 	if (!image)
 		return -ENOMEM;
 	image->bits = NULL;
-	if (c->bits) {
+	image->edges = c->edges;
+	if (c->form == FORM_BITS) {
 		image->bits = pool_get(&t->maps);
 		if (!image->bits) {
 			free(image);
 			return -ENOMEM;
 		}
 		memcpy(image->bits, c->bits, ALLOC_CHUNK_BYTES);
+	} else {
+		memcpy(image->edge, edges_in(c), c->edges * sizeof(*c->few));
 	}
-	image->edges = c->edges;
-	memcpy(image->edge, c->edge, sizeof(image->edge));
 	c->image = image;
 	c->epoch = t->epoch;
 	return 0;
@@ -294,54 +371,56 @@ int chunk_prepare(struct chunks *t, struct chunk *c)
 {
 	int err = c->epoch == t->epoch ? 0 : preserve(t, c);
 
-	if (err || c->bits || c->edges + 2 <= CHUNK_EDGES)
+	if (err || c->edges + 2 <= CHUNK_FEW)
 		return err;
-	return edges_to_bits(&t->maps, c);
+	if (c->form == FORM_FEW)
+		return few_to_many(t, c);
+	if (c->form == FORM_MANY && c->edges + 2 > CHUNK_MANY)
+		return many_to_bits(t, c);
+	return 0;
 }
 
-int chunk_prepare_pending(struct pool *maps, struct chunk *c)
+int chunk_prepare_pending(struct chunks *t, struct chunk *c)
 {
 	if (c->pending)
 		return 0;
-	c->pending = pool_get(maps);
+	c->pending = pool_get(&t->maps);
 	if (!c->pending)
 		return -ENOMEM;
 	memset(c->pending, 0, ALLOC_CHUNK_BYTES);
 	return 0;
 }
 
-static void mark(struct pool *maps, struct chunk *c, uint32_t off, uint32_t len,
+static void mark(struct chunks *t, struct chunk *c, uint32_t off, uint32_t len,
 		 bool used)
 {
-	if (!c->bits) {
+	if (c->form == FORM_BITS) {
+		edges_count_flip(c, off, off + len);
+		bits_fill(c->bits, off, len, used);
+	} else {
 		edges_flip(c, off, off + len);
-		return;
 	}
-	edges_count_flip(c, off, off + len);
-	bits_fill(c->bits, off, len, used);
-	/* Not at once, so as not to be back here soon. */
-	if (c->edges <= CHUNK_EDGES / 2)
-		bits_to_edges(maps, c);
+	settle(t, c);
 }
 
-void chunk_mark_used(struct pool *maps, struct chunk *c, uint32_t off,
+void chunk_mark_used(struct chunks *t, struct chunk *c, uint32_t off,
 		     uint32_t len)
 {
 	assert(len <= c->free);
 	c->free -= len;
-	mark(maps, c, off, len, true);
+	mark(t, c, off, len, true);
 }
 
-void chunk_mark_free(struct pool *maps, struct chunk *c, uint32_t off,
+void chunk_mark_free(struct chunks *t, struct chunk *c, uint32_t off,
 		     uint32_t len)
 {
 	c->free += len;
 	c->no_fit = UINT32_MAX;
 	assert(c->free <= c->units);
-	mark(maps, c, off, len, false);
+	mark(t, c, off, len, false);
 }
 
-bool chunk_all_used(const struct chunk *c, uint32_t off, uint32_t len)
+bool chunk_all_used(struct chunk *c, uint32_t off, uint32_t len)
 {
 	uint32_t end = off + len;
 
@@ -350,7 +429,7 @@ bool chunk_all_used(const struct chunk *c, uint32_t off, uint32_t len)
 	return next_free(c, off, end) == end;
 }
 
-bool chunk_all_free(const struct chunk *c, uint32_t off, uint32_t len)
+bool chunk_all_free(struct chunk *c, uint32_t off, uint32_t len)
 {
 	return next_used(c, off, off + len) == off + len;
 }
@@ -367,19 +446,19 @@ void chunk_mark_pending(struct chunk *c, uint32_t off, uint32_t len)
 	c->pending_units += len;
 }
 
-void chunk_clear_pending(struct pool *maps, struct chunk *c, uint32_t off,
+void chunk_clear_pending(struct chunks *t, struct chunk *c, uint32_t off,
 			 uint32_t len)
 {
 	c->pending_units -= len;
 	if (c->pending_units) {
 		bits_fill(c->pending, off, len, false);
 	} else {
-		pool_put(maps, c->pending);
+		pool_put(&t->maps, c->pending);
 		c->pending = NULL;
 	}
 }
 
-uint32_t chunk_free_before(const struct chunk *c, uint32_t off, uint32_t max)
+uint32_t chunk_free_before(struct chunk *c, uint32_t off, uint32_t max)
 {
 	if (c->state != CHUNK_READY || !c->free)
 		return 0;
@@ -392,7 +471,7 @@ uint32_t chunk_free_before(const struct chunk *c, uint32_t off, uint32_t max)
 	return clear_below(c, off, max);
 }
 
-uint32_t chunk_free_after(const struct chunk *c, uint32_t off, uint32_t max)
+uint32_t chunk_free_after(struct chunk *c, uint32_t off, uint32_t max)
 {
 	uint32_t end = c->units;
 
@@ -407,7 +486,7 @@ uint32_t chunk_free_after(const struct chunk *c, uint32_t off, uint32_t max)
 	return next_used(c, off, end) - off;
 }
 
-uint32_t chunk_next_run(const struct chunk *c, uint32_t off, uint32_t *start)
+uint32_t chunk_next_run(struct chunk *c, uint32_t off, uint32_t *start)
 {
 	if (c->state != CHUNK_READY || !c->free || off >= c->units)
 		return 0;
@@ -415,7 +494,7 @@ uint32_t chunk_next_run(const struct chunk *c, uint32_t off, uint32_t *start)
 	return next_used(c, *start, c->units) - *start;
 }
 
-static bool find_between(const struct chunk *c, uint32_t off, uint32_t end,
+static bool find_between(struct chunk *c, uint32_t off, uint32_t end,
 			 uint32_t len, uint32_t *start)
 {
 	while (off < end) {
@@ -445,13 +524,14 @@ bool chunk_find(struct chunk *c, uint32_t off, uint32_t len, uint32_t *start)
 	return false;
 }
 
-void chunk_adopt(struct pool *maps, struct chunk *c, uint64_t *bits)
+void chunk_adopt(struct chunks *t, struct chunk *c, uint64_t *bits)
 {
 	uint64_t before = 0;
 
 	if (c->units < ALLOC_CHUNK)
 		bits_fill(bits, c->units, ALLOC_CHUNK - c->units, true);
 	c->bits = bits;
+	c->form = FORM_BITS;
 	c->free = ALLOC_CHUNK;
 	c->edges = 0;
 	for (unsigned w = 0; w < WORDS; w++) {
@@ -462,8 +542,7 @@ void chunk_adopt(struct pool *maps, struct chunk *c, uint64_t *bits)
 			word ^ (word << 1 | before >> 63));
 		before = word;
 	}
-	if (c->edges <= CHUNK_EDGES / 2)
-		bits_to_edges(maps, c);
+	settle(t, c);
 	c->no_fit = UINT32_MAX;
 	c->state = CHUNK_READY;
 }
@@ -490,6 +569,8 @@ int chunks_init(struct chunks *t, uint64_t units)
 	if (t->pages == MAP_FAILED)
 		return -ENOMEM;
 	lock_init(&t->lock, RANK_CHUNKS, "chunks");
+	pool_init(&t->structs, PAGE_CHUNKS * sizeof(struct chunk), 0, "chunks");
+	pool_init(&t->many, CHUNK_MANY * sizeof(int16_t), 0, "edges");
 	pool_init(&t->maps, ALLOC_CHUNK_BYTES, 0, "bitmaps");
 	return 0;
 }
@@ -501,19 +582,13 @@ void chunks_fini(struct chunks *t)
 
 		for (unsigned j = 0; page && j < PAGE_CHUNKS; j++)
 			free(page[j].image);
-		free(page);
 	}
 	munmap(t->pages, t->dir_bytes);
+	pool_fini(&t->structs);
+	pool_fini(&t->many);
 	pool_fini(&t->maps);
 	free(t->known);
 	lock_fini(&t->lock);
-}
-
-struct chunk *chunks_peek(const struct chunks *t, uint64_t index)
-{
-	struct chunk *page = page_load(t, index / PAGE_CHUNKS);
-
-	return page ? &page[index % PAGE_CHUNKS] : NULL;
 }
 
 uint64_t chunks_next(const struct chunks *t, uint64_t index, uint64_t end)
@@ -552,12 +627,10 @@ static const struct chunks_known *known_find(const struct chunks *t,
 
 static struct chunk *page_new(struct chunks *t, uint64_t page)
 {
-	struct chunk *p = aligned_alloc(_Alignof(struct chunk),
-					PAGE_CHUNKS * sizeof(*p));
+	struct chunk *p = pool_get(&t->structs);
 
 	if (!p)
 		return NULL;
-	memset(p, 0, PAGE_CHUNKS * sizeof(*p));
 	for (unsigned i = 0; i < PAGE_CHUNKS; i++) {
 		uint64_t index = page * PAGE_CHUNKS + i;
 		uint64_t first = index * ALLOC_CHUNK;
@@ -568,36 +641,31 @@ static struct chunk *page_new(struct chunks *t, uint64_t page)
 			p[i].units = t->units - first < ALLOC_CHUNK
 					     ? (uint32_t)(t->units - first)
 					     : ALLOC_CHUNK;
-		chunk_become(&p[i], false);
+		chunk_become(t, &p[i], false);
 		p[i].state = CHUNK_UNKNOWN;
 		/* A save that is to come here must find what is now. */
 		p[i].epoch = t->epoch - (index >= t->save_at);
 		if (k)
-			chunk_become(&p[i], k->free);
+			chunk_become(t, &p[i], k->free);
 	}
 	if (page > t->page_last)
 		__atomic_store_n(&t->page_last, page, __ATOMIC_RELAXED);
 	return p;
 }
 
-struct chunk *chunks_get(struct chunks *t, uint64_t index)
+struct chunk *chunks_make(struct chunks *t, uint64_t index)
 {
 	uint64_t page = index / PAGE_CHUNKS;
-	struct chunk *p = page_load(t, page);
+	struct chunk *p;
 
-	if (__builtin_expect(!p, 0)) {
-		lock_lock(&t->lock);
-		p = t->pages[page];
-		if (!p) {
-			p = page_new(t, page);
-			t->page_count += p != NULL;
-			__atomic_store_n(&t->pages[page], p, __ATOMIC_RELEASE);
-		}
-		lock_unlock(&t->lock);
-		if (!p)
-			return NULL;
+	lock_lock(&t->lock);
+	p = t->pages[page];
+	if (!p) {
+		p = page_new(t, page);
+		__atomic_store_n(&t->pages[page], p, __ATOMIC_RELEASE);
 	}
-	return &p[index % PAGE_CHUNKS];
+	lock_unlock(&t->lock);
+	return p ? &p[index % PAGE_CHUNKS] : NULL;
 }
 
 static int known_add(struct chunks *t, uint64_t first, uint64_t count, bool free)
@@ -639,7 +707,7 @@ int chunks_describe(struct chunks *t, uint64_t first, uint64_t count, bool free)
 		if (i == end)
 			break;
 		if (chunks_peek(t, i)->state == CHUNK_UNKNOWN)
-			chunk_become(chunks_peek(t, i), free);
+			chunk_become(t, chunks_peek(t, i), free);
 	}
 	lock_unlock(&t->lock);
 	return err;
@@ -698,9 +766,10 @@ void chunk_save(struct chunks *t, struct chunk *c, struct chunk_image *out,
 		c->image = NULL;
 		return;
 	}
-	out->bits = c->bits;
+	out->bits = c->form == FORM_BITS ? c->bits : NULL;
 	out->edges = c->edges;
-	memcpy(out->edge, c->edge, sizeof(out->edge));
+	if (!out->bits)
+		memcpy(out->edge, edges_in(c), c->edges * sizeof(*c->few));
 	c->epoch = t->epoch;
 }
 
@@ -723,7 +792,7 @@ static void chunk_resize(struct chunks *t, uint64_t index, uint64_t units)
 
 		/* They were free; what does not exist is in use. */
 		if (chunk_all_free(c, exist, gone))
-			chunk_mark_used(&t->maps, c, exist, gone);
+			chunk_mark_used(t, c, exist, gone);
 	}
 	c->units = exist;
 	if (exist)
@@ -769,6 +838,6 @@ out:
 
 size_t chunks_bytes(const struct chunks *t)
 {
-	return t->known_max * sizeof(*t->known) + pool_bytes(&t->maps) +
-	       t->page_count * PAGE_CHUNKS * sizeof(struct chunk);
+	return t->known_max * sizeof(*t->known) + pool_bytes(&t->structs) +
+	       pool_bytes(&t->many) + pool_bytes(&t->maps);
 }

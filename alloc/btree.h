@@ -18,6 +18,8 @@
 
 #include "alloc/pool.h"
 
+#pragma GCC visibility push(hidden)
+
 struct pair {
 	uint64_t k, v;
 };
@@ -84,5 +86,7 @@ size_t btree_bytes(const struct btree *t);
  * number of pairs, or -EUCLEAN.
  */
 int64_t btree_check(struct btree *t);
+
+#pragma GCC visibility pop
 
 #endif

@@ -51,12 +51,9 @@ int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
 		err = -ENOMEM;
 		goto out;
 	}
-	chunk_adopt(&a->chunks.maps, c, bits);
+	chunk_adopt(&a->chunks, c, bits);
 	if (expect != UINT32_MAX && c->free != expect) {
-		if (c->bits)
-			pool_put(&a->chunks.maps, c->bits);
-		c->bits = NULL;
-		chunk_become(c, false);
+		chunk_become(&a->chunks, c, false);
 		c->state = CHUNK_LOADING;
 		err = -EUCLEAN;
 	} else {

@@ -63,7 +63,7 @@ static int grow_locked(struct pool *p)
 	slab->bytes = p->next_slab;
 	p->slabs = slab;
 	p->fresh = (char *)slab + p->piece;
-	p->fresh_end = (char *)slab + slab->bytes;
+	p->fresh_end = (char *)slab + slab->bytes / p->piece * p->piece;
 	__atomic_store_n(&p->bytes, p->bytes + p->piece, __ATOMIC_RELAXED);
 	if (p->next_slab < SLAB_MAX)
 		p->next_slab *= 2;

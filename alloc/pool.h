@@ -14,6 +14,8 @@
 
 #include "alloc/lock.h"
 
+#pragma GCC visibility push(hidden)
+
 struct pool {
 	struct latch latch;		/* RANK_LEAF */
 	size_t piece, link;		/* bytes */
@@ -27,7 +29,7 @@ struct pool {
 	size_t next_slab;
 };
 
-/* `piece` is a power of two, at most 4096. */
+/* `piece` is a multiple of 8, at most 32 KiB. A slab begins with one of them. */
 void pool_init(struct pool *p, size_t piece, size_t link, const char *name);
 void pool_fini(struct pool *p);
 
@@ -40,5 +42,7 @@ void pool_put(struct pool *p, void *piece);
 
 /* Bytes of memory in use, those of pieces put back too. */
 size_t pool_bytes(const struct pool *p);
+
+#pragma GCC visibility pop
 
 #endif

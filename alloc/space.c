@@ -83,9 +83,15 @@ int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
 
 	h->last = chunk_of(min_u64(e + HOOD, a->units - 1));
 	h->first = min_u64(chunk_of(s > HOOD ? s - HOOD : 0), h->last);
-	for (uint64_t i = h->first; i <= h->last; i++)
-		if (!chunks_get(&a->chunks, i))
+	for (uint64_t i = h->first; i <= h->last; i++) {
+		struct chunk *c = chunks_get(&a->chunks, i);
+
+		if (!c)
 			return -ENOMEM;
+		/* All misses at once: none is waited for but under a latch. */
+		__builtin_prefetch(c, 1);
+		__builtin_prefetch(c->few, 1);
+	}
 	if (op->world)
 		return 0;
 	for (uint64_t i = h->first; i <= h->last; i++)
@@ -219,7 +225,7 @@ int space_mark_used(struct op *op, uint64_t s, uint64_t e)
 	if (err)
 		return err;
 	for (uint64_t at = s; piece_next(op, &at, e, &p);)
-		chunk_mark_used(&op->a->chunks.maps, p.c, p.off, p.len);
+		chunk_mark_used(&op->a->chunks, p.c, p.off, p.len);
 	return 0;
 }
 
@@ -378,13 +384,13 @@ int space_give(struct op *op, uint64_t s, uint64_t e)
 	if (err)
 		return err;
 	for (uint64_t at = s; piece_next(op, &at, e, &p);)
-		chunk_mark_free(&op->a->chunks.maps, p.c, p.off, p.len);
+		chunk_mark_free(&op->a->chunks, p.c, p.off, p.len);
 	return 0;
 }
 
 int space_index_chunk(struct op *op, uint64_t chunk, bool long_too)
 {
-	const struct chunk *c = chunks_peek(&op->a->chunks, chunk);
+	struct chunk *c = chunks_peek(&op->a->chunks, chunk);
 	uint64_t base = chunk * ALLOC_CHUNK;
 	uint32_t off = 0;
 
@@ -475,7 +481,12 @@ static void filled_set(struct shard *sh, uint32_t i, bool filled)
 {
 	uint64_t bit = 1ull << i % 64, was = sh->filled[i / 64];
 
-	atomic_set(&sh->filled[i / 64], filled ? was | bit : was & ~bit);
+	uint64_t now = filled ? was | bit : was & ~bit;
+
+	atomic_set(&sh->filled[i / 64], now);
+	bit = 1ull << i / 64;
+	if (!was != !now)
+		atomic_set(&sh->words, now ? sh->words | bit : sh->words & ~bit);
 }
 
 void hint_push(struct op *op, uint64_t start, uint32_t len)
@@ -510,23 +521,35 @@ uint64_t hint_pop(struct shard *sh, uint32_t run)
 uint32_t hints_ceil(const struct shard *sh, uint32_t len)
 {
 	uint32_t w = (len - 1) / 64;
-	uint64_t word = atomic_get(&sh->filled[w]) & ~0ull << (len - 1) % 64;
+	uint64_t words = atomic_get(&sh->words) & ~0ull << w, word;
 
-	while (!word) {
-		if (++w == BORDER / 64)
-			return 0;
-		word = atomic_get(&sh->filled[w]);
+	if (words & 1ull << w) {
+		word = atomic_get(&sh->filled[w]) & ~0ull << (len - 1) % 64;
+		if (word)
+			goto found;
+		words ^= 1ull << w;
 	}
+	if (!words)
+		return 0;
+	w = (uint32_t)__builtin_ctzll(words);
+	word = atomic_get(&sh->filled[w]);
+	/* Another shard's may have gone meanwhile. */
+	if (!word)
+		return 0;
+found:
 	return w * 64 + (uint32_t)__builtin_ctzll(word) + 1;
 }
 
 uint32_t hints_longest(const struct shard *sh)
 {
-	for (uint32_t w = BORDER / 64; w-- > 0;)
-		if (sh->filled[w])
-			return w * 64 + 64 -
-			       (uint32_t)__builtin_clzll(sh->filled[w]);
-	return 0;
+	uint64_t words = atomic_get(&sh->words), word;
+	uint32_t w;
+
+	if (!words)
+		return 0;
+	w = 63 - (uint32_t)__builtin_clzll(words);
+	word = atomic_get(&sh->filled[w]);
+	return word ? w * 64 + 64 - (uint32_t)__builtin_clzll(word) : 0;
 }
 
 /* In its hood: is there a short run of just `run` units at `start`? */
@@ -671,32 +694,18 @@ static void window_unlock(struct op *op, struct chunk *c)
 
 int window_bump(struct op *op, struct chunk *c, uint32_t len)
 {
-	struct pool *maps = &op->a->chunks.maps;
 	int err = chunk_prepare(&op->a->chunks, c);
 
 	if (err)
 		return err;
-	chunk_mark_used(maps, c, c->win_lo, len);
+	chunk_mark_used(&op->a->chunks, c, c->win_lo, len);
 	c->win_lo += len;
 	if (c->win_lo == c->win_hi)
 		c->win_owner = 0;
 	return 0;
 }
 
-uint32_t window_left(struct op *op, unsigned slot)
-{
-	uint64_t chunk;
-	uint32_t left = 0;
-	struct chunk *c = window_lock(op, slot, &chunk);
-
-	if (c) {
-		left = c->win_hi - c->win_lo;
-		window_unlock(op, c);
-	}
-	return left;
-}
-
-int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
+int window_take(struct op *op, unsigned slot, uint32_t len, uint64_t most,
 		struct extent *out)
 {
 	uint64_t chunk;
@@ -707,8 +716,7 @@ int window_take(struct op *op, unsigned slot, uint32_t len, bool all,
 	if (!c)
 		return err;
 	left = c->win_hi - c->win_lo;
-	if (left >= len || !all) {
-		len = len < left ? len : left;
+	if (left >= len && left <= most) {
 		*out = (struct extent){ chunk * ALLOC_CHUNK + c->win_lo, len };
 		err = window_bump(op, c, len);
 	}
