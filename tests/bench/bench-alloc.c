@@ -531,7 +531,7 @@ struct driver {
 	unsigned tick;
 	uint64_t deadline;		/* CPU ns of the thread */
 	bool stopped;
-};
+} __attribute__((aligned(128)));
 
 static uint32_t more_get(struct driver *d)
 {
@@ -829,8 +829,10 @@ static void report(struct job *j, struct result *r)
 /* For so many objects of each thread, more or less. */
 static struct driver *drivers_new(struct job *j, uint64_t objects)
 {
-	struct driver *d = calloc(j->threads, sizeof(*d));
+	struct driver *d = aligned_alloc(_Alignof(struct driver),
+					 j->threads * sizeof(*d));
 
+	memset(d, 0, j->threads * sizeof(*d));
 	for (unsigned i = 0; i < j->threads; i++) {
 		d[i].b = j->b;
 		d[i].ctx = j->ctx;
