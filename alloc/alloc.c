@@ -9,7 +9,8 @@
  *     is long enough, else the first before it. Taking from the front of a
  *     long run opens a window there, so that the next one follows cheaply.
  *  2. The shortest short run that is long enough: of this shard's bins for a
- *     small request, of all shards' for a large one.
+ *     small request, of all shards' for a large one. A large request that
+ *     must be one extent and would leave a sliver of it tries 3 and 4 first.
  *  3. This shard's window for small, or for large requests.
  *  4. The tree of sizes: the shortest long run that is long enough, lowest
  *     address first (first fit: the tree of starts). For a small request, or
@@ -35,6 +36,8 @@
 #define WINDOW_REQUESTS 4
 /* A run shorter than this is not worth a window at a goal. */
 #define GOAL_WINDOW_MIN 1024
+/* So many units are a sliver. */
+#define SLIVER 16
 /* Chunks to look at before a request is cut into pieces for want of a run. */
 #define EAGER_LOADS 4
 
@@ -262,7 +265,7 @@ static int from_bins(struct op *op, uint32_t len, struct extent *out)
 		uint32_t run;
 
 		while ((run = hints_ceil(sh, len))) {
-			uint64_t start = hint_pop(sh, run);
+			uint64_t start = hint_pop(op, run);
 			int err = hint_take(op, start, run, len);
 
 			if (err == -ENOENT)
@@ -424,10 +427,19 @@ static int from_longest(struct op *op, uint64_t len, struct extent *out)
 	return -ENOSPC;
 }
 
+/* Would the best fit for a large request leave what hardly anybody wants? */
+static bool leaves_sliver(const struct op *op, uint64_t len)
+{
+	uint32_t run = hints_ceil(op->sh, (uint32_t)len);
+
+	return run > len && run - len < SLIVER;
+}
+
 /* Steps 1 to 5. */
-static int look_here(struct op *op, uint64_t goal, uint64_t len,
+static int look_here(struct op *op, uint64_t goal, uint64_t len, bool whole,
 		     struct extent *out)
 {
+	bool large = len > op->a->small_units;
 	int err = -ENOSPC;
 
 	hints_tidy(op);
@@ -435,9 +447,12 @@ static int look_here(struct op *op, uint64_t goal, uint64_t len,
 		err = from_goal(op, goal, len, out);
 	if (err == -ENOSPC && len <= op->a->border) {
 		/* A large request shall not cut a longer run for nothing. */
-		if (len > op->a->small_units && !op->world)
+		if (large && !op->world)
 			steal_fit(op, (uint32_t)len);
-		err = from_bins(op, (uint32_t)len, out);
+		if (large && whole && leaves_sliver(op, len))
+			err = from_runs(op, len, out);
+		if (err == -ENOSPC)
+			err = from_bins(op, (uint32_t)len, out);
 	}
 	if (err == -ENOSPC)
 		err = from_runs(op, len, out);
@@ -512,7 +527,7 @@ static int look_everywhere(struct alloc *a, uint64_t len, bool whole,
 	if (!err) {
 		op.sh = own;
 		do
-			err = look_here(&op, ALLOC_NO_GOAL, len, out);
+			err = look_here(&op, ALLOC_NO_GOAL, len, whole, out);
 		while (err == -EAGAIN);
 	}
 	for (unsigned i = 0; err == -ENOSPC && i < a->cfg.shards; i++) {
@@ -539,7 +554,7 @@ static int look(struct op *op, uint64_t goal, uint64_t len, bool whole,
 
 	for (;;) {
 		/* The first time it may be of our own making. */
-		while ((err = look_here(op, goal, len, out)) == -EAGAIN)
+		while ((err = look_here(op, goal, len, whole, out)) == -EAGAIN)
 			if (tries++)
 				sched_yield();
 		if (!err) {
@@ -961,6 +976,7 @@ static int shards_init(struct alloc *a)
 {
 	size_t bytes = a->cfg.shards * sizeof(*a->shards);
 
+	pool_init(&a->hint_blocks, sizeof(struct hints), 0, "hints");
 	a->shards = aligned_alloc(_Alignof(struct shard), bytes);
 	if (!a->shards)
 		return -ENOMEM;
@@ -972,14 +988,10 @@ static int shards_init(struct alloc *a)
 
 static void shards_fini(struct alloc *a)
 {
-	for (unsigned i = 0; a->shards && i < a->cfg.shards; i++) {
-		struct shard *sh = &a->shards[i];
-
-		for (unsigned j = 0; j < BORDER; j++)
-			free(sh->bins[j].starts);
-		free(sh->lost);
-	}
+	for (unsigned i = 0; a->shards && i < a->cfg.shards; i++)
+		free(a->shards[i].lost);
 	free(a->shards);
+	pool_fini(&a->hint_blocks);
 }
 
 static void destroy(struct alloc *a)

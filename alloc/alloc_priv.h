@@ -44,9 +44,17 @@
 #define BORDER 1024u			/* longest short run, units */
 #define HOOD (BORDER + 1)
 
+/* A stack of hints, in blocks. One that became empty keeps its last block. */
+#define HINTS 15
+
+struct hints {
+	struct hints *below;
+	uint64_t starts[HINTS];
+};
+
 struct bin {
-	uint64_t *starts;
-	uint32_t count, max;
+	struct hints *top;		/* holds what count % HINTS says */
+	uint32_t count;
 	uint32_t tidy;			/* count when it was last tidied */
 };
 
@@ -66,18 +74,20 @@ struct counters {
 struct shard {
 	struct latch latch;		/* RANK_SHARD */
 	/* Under latch: */
+	uint32_t crowded;		/* length of runs whose bin to tidy */
 	uint64_t credit;		/* free units promised to this shard;
 					   others read it */
-	uint64_t words;			/* bit i: filled[i] is not 0 */
-	uint64_t filled[BORDER / 64];	/* bit i: bins[i] is not empty; others
-					   read these, and lost_count */
-	uint32_t crowded;		/* a bin to be tidied, + 1 */
-	struct bin bins[BORDER];	/* bins[i]: runs of i + 1 units */
-	uint64_t *lost;			/* chunks with runs that have no hint */
-	uint32_t lost_count, lost_max;
 	uint32_t goal_turn;
 	uint64_t windows[WINDOWS];	/* chunk + 1; 0: none */
 	struct counters n;
+	uint64_t *lost;			/* chunks with runs that have no hint */
+	uint32_t lost_max;
+	/* What others read for each large request: in lines that change seldom. */
+	uint32_t lost_count __attribute__((aligned(128)));
+	uint64_t words;			/* bit i: filled[i] is not 0 */
+	uint64_t filled[BORDER / 64];	/* bit i: bins[i] is not empty */
+	struct bin bins[BORDER] __attribute__((aligned(128)));
+					/* bins[i]: runs of i + 1 units */
 } __attribute__((aligned(128)));
 
 struct alloc {
@@ -106,7 +116,8 @@ struct alloc {
 
 	uint64_t pool __attribute__((aligned(128)));	/* atomic: free, and
 					   promised to no shard */
-	uint64_t hints;			/* atomic: room for hints, in all bins */
+	uint64_t hints;			/* atomic: room for them, in all bins */
+	struct pool hint_blocks;
 	bool lost_all;			/* atomic: trust no list of lost chunks */
 };
 
@@ -187,7 +198,7 @@ void hints_tidy(struct op *op);
 uint32_t hints_ceil(const struct shard *sh, uint32_t len);
 uint32_t hints_longest(const struct shard *sh);
 /* Take a hint from the bin of runs of `run` units, which has one. */
-uint64_t hint_pop(struct shard *sh, uint32_t run);
+uint64_t hint_pop(struct op *op, uint32_t run);
 
 /*
  * Swap the first bin of `from` that is not empty, of runs of `len` units or

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Pieces of one size. Each slab is twice the last, from 64 KiB to 2 MiB: a
- * small space stays small, a big one takes few page faults. A slab's first
+ * Pieces of one size. Each slab is eight times the last, from 64 KiB to 2 MiB:
+ * a small space stays small, a big one takes few page faults. A slab's first
  * piece is its header.
  */
 #include "alloc/pool.h"
@@ -65,8 +65,7 @@ static int grow_locked(struct pool *p)
 	p->fresh = (char *)slab + p->piece;
 	p->fresh_end = (char *)slab + slab->bytes / p->piece * p->piece;
 	__atomic_store_n(&p->bytes, p->bytes + p->piece, __ATOMIC_RELAXED);
-	if (p->next_slab < SLAB_MAX)
-		p->next_slab *= 2;
+	p->next_slab = p->next_slab * 8 < SLAB_MAX ? p->next_slab * 8 : SLAB_MAX;
 	return 0;
 }
 

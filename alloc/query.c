@@ -178,7 +178,7 @@ int alloc_stats(struct alloc *a, bool deep, struct alloc_stats *out)
 	if (err)
 		return err;
 	st.memory_bytes = sizeof(*a) + a->cfg.shards * sizeof(struct shard) +
-			  a->hints * sizeof(uint64_t) +
+			  pool_bytes(&a->hint_blocks) +
 			  btree_bytes(&a->by_size) + btree_bytes(&a->by_start) +
 			  chunks_bytes(&a->chunks);
 	for (unsigned i = 0; i < a->cfg.shards; i++)

@@ -94,9 +94,14 @@ int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
 	}
 	if (op->world)
 		return 0;
-	for (uint64_t i = h->first; i <= h->last; i++)
-		latch_lock_nested(&chunks_peek(&a->chunks, i)->latch,
-				 i > h->first);
+	for (uint64_t i = h->first; i <= h->last; i++) {
+		struct chunk *c = chunks_peek(&a->chunks, i);
+
+		latch_lock_nested(&c->latch, i > h->first);
+		if (c->form == FORM_MANY)
+			for (unsigned n = 0; n < c->edges; n += 32)
+				__builtin_prefetch(&c->many[n]);
+	}
 	return 0;
 }
 
@@ -437,8 +442,7 @@ static void lost_push(struct op *op, uint64_t chunk)
 		void *grown = realloc(sh->lost, max * sizeof(*sh->lost));
 
 		if (!grown) {
-			__atomic_store_n(&op->a->lost_all, true,
-					 __ATOMIC_RELAXED);
+			atomic_set(&op->a->lost_all, true);
 			return;
 		}
 		sh->lost = grown;
@@ -455,26 +459,43 @@ static void lost_push(struct op *op, uint64_t chunk)
  * that counts, a chunk's worth is little.
  */
 #define TINY_RUN 8
+#define CROWD 256		/* hints in a bin that are worth a look */
 #define LONGER_SHARE 8
 
-static bool bin_grow(struct alloc *a, struct bin *b, uint32_t len, bool must)
+static bool bin_push(struct alloc *a, struct bin *b, uint64_t start,
+		     uint64_t most)
 {
-	uint64_t max = a->hints_max * (len < TINY_RUN ? 1 : LONGER_SHARE);
-	uint32_t more = b->max ? b->max : 4;
-	void *grown;
+	uint32_t at = b->count % HINTS;
 
-	if (__atomic_add_fetch(&a->hints, more, __ATOMIC_RELAXED) > max &&
-	    !must)
-		goto out;
-	grown = realloc(b->starts, ((size_t)b->max + more) * sizeof(*b->starts));
-	if (!grown)
-		goto out;
-	b->starts = grown;
-	b->max += more;
+	if (!at && (b->count || !b->top)) {
+		struct hints *h = NULL;
+
+		if (atomic_add(&a->hints, HINTS) <= most)
+			h = pool_get(&a->hint_blocks);
+		if (!h) {
+			atomic_add(&a->hints, -HINTS);
+			return false;
+		}
+		h->below = b->top;
+		b->top = h;
+	}
+	b->top->starts[at] = start;
+	b->count++;
 	return true;
-out:
-	__atomic_sub_fetch(&a->hints, more, __ATOMIC_RELAXED);
-	return false;
+}
+
+static uint64_t bin_pop(struct alloc *a, struct bin *b)
+{
+	struct hints *h = b->top;
+	uint32_t at = --b->count % HINTS;
+	uint64_t start = h->starts[at];
+
+	if (!at && b->count) {
+		b->top = h->below;
+		pool_put(&a->hint_blocks, h);
+		atomic_add(&a->hints, -HINTS);
+	}
+	return start;
 }
 
 static void filled_set(struct shard *sh, uint32_t i, bool filled)
@@ -493,28 +514,26 @@ void hint_push(struct op *op, uint64_t start, uint32_t len)
 {
 	struct shard *sh = op->sh;
 	struct bin *b = &sh->bins[len - 1];
+	uint64_t most = op->a->hints_max * (len < TINY_RUN ? 1 : LONGER_SHARE);
 
-	if (b->count == b->max) {
-		if (!bin_grow(op->a, b, len, op->refill)) {
-			lost_push(op, chunk_of(start));
-			return;
-		}
-		/* Has it doubled because nobody wants such runs? */
-		if (b->count >= 64 && b->count >= 2 * b->tidy)
-			sh->crowded = len;
+	if (!bin_push(op->a, b, start, op->refill ? UINT64_MAX : most)) {
+		lost_push(op, chunk_of(start));
+		return;
 	}
-	b->starts[b->count++] = start;
 	if (b->count == 1)
 		filled_set(sh, len - 1, true);
+	/* Has it grown because nobody wants such runs? */
+	if (b->count % CROWD == 0 && b->count >= 4 * b->tidy)
+		sh->crowded = len;
 }
 
-uint64_t hint_pop(struct shard *sh, uint32_t run)
+uint64_t hint_pop(struct op *op, uint32_t run)
 {
-	struct bin *b = &sh->bins[run - 1];
-	uint64_t start = b->starts[--b->count];
+	struct bin *b = &op->sh->bins[run - 1];
+	uint64_t start = bin_pop(op->a, b);
 
 	if (!b->count)
-		filled_set(sh, run - 1, false);
+		filled_set(op->sh, run - 1, false);
 	return start;
 }
 
@@ -563,28 +582,35 @@ static bool hint_good(struct op *op, uint64_t start, uint32_t run)
 void hints_tidy(struct op *op)
 {
 	struct shard *sh = op->sh;
-	uint32_t run = sh->crowded, kept = 0;
-	struct bin *b;
+	uint32_t run = sh->crowded;
+	struct bin *b, old;
 
 	if (__builtin_expect(!run, 1))
 		return;
 	sh->crowded = 0;
 	b = &sh->bins[run - 1];
-	for (uint32_t i = 0; i < b->count; i++) {
-		uint64_t start = b->starts[i];
+	old = *b;
+	*b = (struct bin){ NULL, 0, 0 };
+	while (old.count) {
+		uint64_t start = bin_pop(op->a, &old);
 		struct hood h;
-		bool good = true;
 
-		/* In doubt, keep it. */
-		if (!hood_lock(op, start, start + run, &h)) {
-			good = hint_good(op, start, run);
-			hood_unlock(op, &h);
+		if (hood_lock(op, start, start + run, &h)) {
+			/* No memory to look: neither to keep it. */
+			atomic_set(&op->a->lost_all, true);
+			continue;
 		}
-		b->starts[kept] = start;
-		kept += good;
+		if (hint_good(op, start, run) &&
+		    !bin_push(op->a, b, start, UINT64_MAX))
+			lost_push(op, chunk_of(start));
+		hood_unlock(op, &h);
 	}
-	b->count = b->tidy = kept;
-	if (!kept)
+	if (old.top) {
+		pool_put(&op->a->hint_blocks, old.top);
+		atomic_add(&op->a->hints, -HINTS);
+	}
+	b->tidy = b->count;
+	if (!b->count)
 		filled_set(sh, run - 1, false);
 }
 
