@@ -12,7 +12,8 @@
  *  3. Rename PATH.tmp to PATH.			the new one, or as in 2
  *  4. fsync the directory; then the save is durable.
  *
- * So there always is a whole PATH, and after damage to it the one before.
+ * So there always is a whole PATH, and after damage to it the one before. When
+ * PATH was found damaged, step 2 is left out: PATH.old is what there is.
  *
  * The file: struct disk_state, then records until `payload_bytes` are over.
  * Numbers in records are unsigned LEB128, of at most ten bytes. A record:
@@ -70,6 +71,8 @@ struct saver {
 	/* Under lock: */
 	bool stop, due;
 	char notice[PATH_MAX + 160];
+	/* Under state_lock: */
+	bool keep_old;			/* PATH is no good, PATH.old is */
 	uint64_t calls;			/* atomic: since the last save */
 };
 
@@ -333,12 +336,13 @@ static int sync_directory(const char *path)
 	return err;
 }
 
-static int replace_file(const char *path, const char *tmp, const char *old)
+static int replace_file(const char *path, const char *tmp, const char *old,
+			bool keep_old)
 {
-	if (unlink(old) && errno != ENOENT)
+	if (!keep_old && unlink(old) && errno != ENOENT)
 		return -errno;
 	/* The first save has none; some file systems know no links. */
-	if (link(path, old) && errno != ENOENT && errno != EPERM &&
+	if (!keep_old && link(path, old) && errno != ENOENT && errno != EPERM &&
 	    errno != EOPNOTSUPP)
 		return -errno;
 	if (rename(tmp, path))
@@ -358,12 +362,13 @@ int state_save(struct alloc *a)
 	snprintf(old, sizeof(old), "%s.old", path);
 	err = write_file(a, tmp);
 	if (!err)
-		err = replace_file(path, tmp, old);
+		err = replace_file(path, tmp, old, a->saver->keep_old);
 	else
 		unlink(tmp);
 	if (!err) {
 		struct op op;
 
+		a->saver->keep_old = false;
 		if (!op_enter(a, &op)) {
 			op.sh->n.saves++;
 			op_leave(&op);
@@ -471,11 +476,11 @@ static uint64_t bits_free(const uint64_t *bits, uint64_t exist)
 }
 
 /*
- * Go through all records: `apply` them, or only see whether they make sense
- * and come to `expect` free units. -EUCLEAN when they do not.
+ * Go through all records: `apply` them, or only see whether they make sense;
+ * -EUCLEAN when they do not. *free_units: what they come to.
  */
-static int read_records(struct alloc *a, struct reader r, uint64_t expect,
-			bool apply)
+static int read_records(struct alloc *a, struct reader r, bool apply,
+			uint64_t *free_units)
 {
 	uint64_t free = 0, skipped, count;
 	int err = 0;
@@ -511,8 +516,7 @@ static int read_records(struct alloc *a, struct reader r, uint64_t expect,
 		if (apply)
 			err = load_alike(a, r.chunk, r.count - r.chunk, true);
 	}
-	if (!err && free != expect)
-		err = -EUCLEAN;
+	*free_units = free;
 	return err;
 }
 
@@ -552,6 +556,7 @@ static const char *verify(struct alloc *a, const unsigned char *data,
 			  size_t bytes, struct disk_state *head)
 {
 	struct reader r = { .count = a->chunks.count };
+	uint64_t free_units;
 
 	if (bytes < sizeof(*head))
 		return "it is cut short";
@@ -570,7 +575,8 @@ static const char *verify(struct alloc *a, const unsigned char *data,
 		return NULL;		/* whole, but of another space */
 	r.at = data + sizeof(*head);
 	r.end = data + bytes;
-	return read_records(a, r, head->free_units, false)
+	return read_records(a, r, false, &free_units) ||
+			       free_units != head->free_units
 		       ? "its records contradict each other"
 		       : NULL;
 }
@@ -596,8 +602,7 @@ static int read_state(struct alloc *a, const char *path, const char **why)
 		struct reader r = { data + sizeof(head), data + bytes,
 				    a->chunks.count, 0 };
 
-		err = read_records(a, r, head.free_units, true);
-		a->pool = head.free_units;
+		err = read_records(a, r, true, &a->pool);
 		a->cursor = a->source_chunks;
 	}
 	free(data);
@@ -621,6 +626,7 @@ static int read_either(struct alloc *a)
 	snprintf(a->saver->notice, sizeof(a->saver->notice),
 		 "state file '%s' is %s%s; the one before it was used", path,
 		 why ? "damaged: " : "missing", why ? why : "");
+	a->saver->keep_old = true;
 	return 0;
 }
 
