@@ -42,7 +42,7 @@ FSCK_SRC  := $(wildcard tools/fsck.c tools/pass*.c tools/problem.c tools/fsck_*.
 VERB_SRC  := $(filter-out $(CLI_SRC) $(FSCK_SRC),$(wildcard tools/*.c))
 MKFS_SRC  := $(wildcard mkfs/*.c)
 TEST_SRC  := $(wildcard tests/test_*.c tests/crash_*.c)
-TEST_LIB  := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
+TEST_LIB  := $(filter-out $(TEST_SRC) $(wildcard tests/fuzz_*.c),$(wildcard tests/*.c))
 AID_SRC   := $(wildcard tests/mnt/*.c tests/fsck/*.c)
 SRC       := $(wildcard alloc/*.c meta/*.c fs/*.c mkfs/*.c tools/*.c tests/*.c tests/bench/*.c) $(AID_SRC)
 
@@ -159,6 +159,14 @@ check:		## build and run every test
 crash: tests		## every crash state there is, and soak; hours (STATES=n: about so many)
 	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_% $(BUILD)/tests/test_fault,$(TESTS))
 	$(Q)$(SOAK)
+
+.PHONY: fuzz
+fuzz:		## fuzz the reader of the allocator's state file (FUZZ_TIME=60 seconds; clang)
+	$(Q)mkdir -p build-fuzz/corpus
+	$(call say,LD,build-fuzz/fuzz_state)
+	$(Q)clang $(DEFS) -DLIBFUZZER -std=gnu11 -O1 -g -pthread -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=all -o build-fuzz/fuzz_state tests/fuzz_state.c $(filter-out alloc/state.c,$(ALLOC_SRC))
+	$(Q)cd build-fuzz && ./fuzz_state -max_total_time=$(or $(FUZZ_TIME),60) -print_final_stats=1 -max_len=16384 corpus
 
 .PHONY: coverage
 coverage:		## which lines and branches the unit tests reach
