@@ -53,8 +53,8 @@ struct alloc_config {
 	uint64_t units;			/* size of the space, 1 .. 2^52 */
 	uint32_t unit_bytes;		/* 512 .. 1 MiB, a power of two; 4096 */
 	uint32_t small_limit_bytes;	/* requests up to it are small; 262144;
-					   at most a quarter of a chunk, and
-					   more than 64 units count as 64 */
+					   at least a unit, at most a quarter
+					   of a chunk */
 	uint32_t shards;		/* 1 .. 1024; 16 */
 	enum alloc_policy policy;
 	const char *state_path;		/* NULL: no state file; none with a

@@ -463,6 +463,31 @@ static void the_environment_configures(void **state)
 	assert_int_equal(cfg.unit_bytes, 8192);
 	assert_int_equal(cfg.policy, ALLOC_FIRST_FIT);
 	assert_int_equal(cfg.shards, 4);
+	setenv("SPACEWEAVE_ALLOC_SMALL_LIMIT", "64K", 1);
+	setenv("SPACEWEAVE_ALLOC_STATE_PATH", "/some/state", 1);
+	setenv("SPACEWEAVE_ALLOC_BACKUP_INTERVAL", "60", 1);
+	setenv("SPACEWEAVE_ALLOC_OPERATION_THRESHOLD", "4294967295", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), 0);
+	assert_int_equal(cfg.small_limit_bytes, 65536);
+	assert_string_equal(cfg.state_path, "/some/state");
+	assert_int_equal(cfg.backup_interval_s, 60);
+	assert_int_equal(cfg.operation_threshold, UINT32_MAX);
+	setenv("SPACEWEAVE_ALLOC_BACKUP_INTERVAL", "1P", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+	assert_string_equal(msg, "SPACEWEAVE_ALLOC_BACKUP_INTERVAL is '1P', must be "
+				 "at most 4294967295");
+	unsetenv("SPACEWEAVE_ALLOC_BACKUP_INTERVAL");
+	setenv("SPACEWEAVE_ALLOC_OPERATION_THRESHOLD", "99999999999999999999", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+	assert_non_null(strstr(msg, "SPACEWEAVE_ALLOC_OPERATION_THRESHOLD is '9"));
+	unsetenv("SPACEWEAVE_ALLOC_OPERATION_THRESHOLD");
+	unsetenv("SPACEWEAVE_ALLOC_STATE_PATH");
+	setenv("SPACEWEAVE_ALLOC_SMALL_LIMIT", "1K", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+	assert_string_equal(msg, "small_limit_bytes is 1024, must be 8192 to 67108864");
+	unsetenv("SPACEWEAVE_ALLOC_SMALL_LIMIT");
+	/* What was refused changed nothing. */
+	assert_int_equal(cfg.small_limit_bytes, 65536);
 	setenv("SPACEWEAVE_ALLOC_SHARDS", "4x", 1);
 	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
 	assert_non_null(strstr(msg, "SPACEWEAVE_ALLOC_SHARDS is '4x'"));

@@ -786,6 +786,64 @@ static void calls_and_time_bring_a_save(void **state)
 	disk_clear();
 }
 
+/* -- The manual -- */
+
+/* What stands between its two marks, as nroff prints it. */
+static bool example_print(const char *page, const char *to)
+{
+	FILE *in = fopen(page, "r"), *out = fopen(to, "w");
+	bool inside = false;
+	char line[400];
+
+	while (in && out && fgets(line, sizeof(line), in)) {
+		if (line[0] == '.') {
+			inside = !strncmp(line, ".\\\" example", 11) ||
+				 (inside && strncmp(line, ".\\\" end", 7));
+			continue;
+		}
+		for (const char *p = line; inside && *p; p++) {
+			fputc(*p, out);
+			p += p[0] == '\\' && p[1] == 'e';
+		}
+	}
+	if (in)
+		fclose(in);
+	return out && !fclose(out) && in;
+}
+
+/* From the folder of the sources, where tests are run; with cc. */
+static void the_example_compiles_as_printed(void **state)
+{
+	char dir[] = "/tmp/spaceweave-example-XXXXXX", cmd[2000], line[200] = "";
+	const char *cc = getenv("CC");
+	FILE *f;
+
+	(void)state;
+	if (access("alloc/spaceweave-alloc.3", R_OK) ||
+	    system("command -v ${CC:-cc} >/dev/null"))
+		skip();
+	assert_non_null(mkdtemp(dir));
+	snprintf(cmd, sizeof(cmd), "%s/example.c", dir);
+	assert_true(example_print("alloc/spaceweave-alloc.3", cmd));
+	/* One state file is left by the first run, and read by the second. */
+	snprintf(cmd, sizeof(cmd),
+		 "ln -s \"$PWD/alloc\" %s/spaceweave && "
+		 "%s -Wall -Wextra -Werror -I%s -o %s/example %s/example.c "
+		 "-I. -D_GNU_SOURCE -std=gnu11 alloc/*.c -pthread && cd %s && "
+		 "./example && ./example && ls", dir, cc ? cc : "cc", dir, dir, dir, dir);
+	f = popen(cmd, "r");
+	assert_non_null(f);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_non_null(fgets(line, sizeof(line), f));
+		assert_string_equal(line, "100000 bytes at 0, 0.000024 in use\n");
+	}
+	while (fgets(line, sizeof(line), f))
+		;
+	assert_int_equal(pclose(f), 0);
+	snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
+	assert_int_equal(system(cmd), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -798,6 +856,7 @@ int main(void)
 		cmocka_unit_test(a_crash_leaves_the_old_or_the_new),
 		cmocka_unit_test(a_save_is_one_point_in_time),
 		cmocka_unit_test(calls_and_time_bring_a_save),
+		cmocka_unit_test(the_example_compiles_as_printed),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
