@@ -639,7 +639,7 @@ struct job {
 	double full;
 	uint64_t min, max, calls;	/* sizes in bytes; steady calls */
 	bool vec;
-	double limit_s;			/* CPU seconds per thread */
+	double limit_s;			/* CPU seconds for each thread */
 	struct driver *d;
 	uint64_t used;			/* atomic */
 	uint64_t failed_at;		/* used at the first failure */
@@ -1062,9 +1062,7 @@ static bool run_one(const struct workload *w, const struct backend *b,
 
 		memset(r, 0, sizeof(*r));
 		j.units = (quick ? w->quick_bytes : w->bytes) / UNIT;
-		j.limit_s = quick ? 1.5 : 60.0;
-		if (w->run == steady && w->threads == 1)
-			j.limit_s = quick ? 1.5 : 20;
+		j.limit_s = (quick ? 0.8 : w->run == steady ? 30 : 120) / j.threads;
 		before = rss_bytes();
 		j.ctx = b->open(j.units);
 		w->run(&j, r);
