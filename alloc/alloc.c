@@ -1055,7 +1055,7 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 	if (a->cfg.policy == ALLOC_FIRST_FIT && a->small_units < BORDER)
 		a->border = a->small_units;
 	a->batch = min_u64(65536, units / 64 / a->cfg.shards + 1);
-	a->hints_max = units / 1024 > (1u << 18) ? units / 1024 : 1u << 18;
+	a->hints_max = units / 4096 > (1u << 16) ? units / 4096 : 1u << 16;
 	a->pool = source ? free_units : units;
 	lock_init(&a->state_lock, RANK_ALLOC_STATE, "state");
 	lock_init(&a->load_lock, RANK_ALLOC_LOAD, "load");

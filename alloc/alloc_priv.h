@@ -140,14 +140,63 @@ struct hood {
 	uint64_t first, last;		/* chunks */
 };
 
+static inline uint64_t chunk_of(uint64_t unit) { return unit / ALLOC_CHUNK; }
+static inline uint32_t off_of(uint64_t unit) { return unit % ALLOC_CHUNK; }
+
+/* For what one thread at a time writes and others look at. */
+#define atomic_get(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define atomic_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
+#define atomic_set(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+
+static inline uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
 /* -- space.c -- */
 
-/* Enter by the calling thread's shard, or by shard `i`; or stop the world. */
-int op_enter(struct alloc *a, struct op *op);
-int op_enter_shard(struct alloc *a, struct op *op, unsigned i);
+/* The calling thread's number; 0: it has none yet. */
+extern _Thread_local unsigned op_thread;
+unsigned op_new_thread(void);
+
+static inline unsigned op_shard_of_thread(const struct alloc *a)
+{
+	return (op_thread ? op_thread : op_new_thread()) % a->cfg.shards;
+}
+
+/* Nodes at hand for whatever all shards may insert at the same time. */
+static inline int op_prepare(struct alloc *a)
+{
+	size_t nodes = 32 + 8 * (size_t)a->cfg.shards;
+	int err = btree_prepare(&a->by_size, nodes);
+
+	return err ? err : btree_prepare(&a->by_start, nodes);
+}
+
+/* Enter by shard `i`, by the calling thread's; or stop the world. */
+static inline int op_enter_shard(struct alloc *a, struct op *op, unsigned i)
+{
+	int err = op_prepare(a);
+
+	if (err)
+		return err;
+	*op = (struct op){ .a = a, .sh = &a->shards[i] };
+	latch_lock(&op->sh->latch);
+	return 0;
+}
+
+static inline int op_enter(struct alloc *a, struct op *op)
+{
+	return op_enter_shard(a, op, op_shard_of_thread(a));
+}
+
 int op_enter_world(struct alloc *a, struct op *op);
-void op_leave(struct op *op);
-unsigned op_shard_of_thread(const struct alloc *a);
+void op_leave_world(struct op *op);
+
+static inline void op_leave(struct op *op)
+{
+	if (__builtin_expect(op->world, 0))
+		op_leave_world(op);
+	else
+		latch_unlock(&op->sh->latch);
+}
 
 /* Lock what [s, e) can touch; at most two chunks long but in the world. */
 int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h);
@@ -189,13 +238,45 @@ void hint_push(struct op *op, uint64_t start, uint32_t len);
 int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len);
 
 /* Search a chunk of the shard's list again. False when the list is empty. */
-bool hints_find_lost(struct op *op);
+bool hints_search_lost(struct op *op);
+
+static inline bool hints_find_lost(struct op *op)
+{
+	return op->sh->lost_count && hints_search_lost(op);
+}
 
 /* Throw out what is out of date, if a bin is crowded. In no hood. */
-void hints_tidy(struct op *op);
+void hints_tidy_bin(struct op *op);
+
+static inline void hints_tidy(struct op *op)
+{
+	if (__builtin_expect(op->sh->crowded, 0))
+		hints_tidy_bin(op);
+}
 
 /* The shortest run of at least `len`, or the longest, by the bins. 0: none. */
-uint32_t hints_ceil(const struct shard *sh, uint32_t len);
+static inline uint32_t hints_ceil(const struct shard *sh, uint32_t len)
+{
+	uint32_t w = (len - 1) / 64;
+	uint64_t words = atomic_get(&sh->words) & ~0ull << w, word;
+
+	if (words & 1ull << w) {
+		word = atomic_get(&sh->filled[w]) & ~0ull << (len - 1) % 64;
+		if (word)
+			goto found;
+		words ^= 1ull << w;
+	}
+	if (!words)
+		return 0;
+	w = (uint32_t)__builtin_ctzll(words);
+	word = atomic_get(&sh->filled[w]);
+	/* Another shard's may have gone meanwhile. */
+	if (!word)
+		return 0;
+found:
+	return w * 64 + (uint32_t)__builtin_ctzll(word) + 1;
+}
+
 uint32_t hints_longest(const struct shard *sh);
 /* Take a hint from the bin of runs of `run` units, which has one. */
 uint64_t hint_pop(struct op *op, uint32_t run);
@@ -237,22 +318,18 @@ int state_open(struct alloc *a);
 int state_close(struct alloc *a);
 int state_save(struct alloc *a);
 /* Count a call; wakes the saver when it is time. */
-void state_count(struct alloc *a);
+void state_count_call(struct alloc *a);
+
+static inline void state_count(struct alloc *a)
+{
+	if (__builtin_expect(a->saver != NULL, 0))
+		state_count_call(a);
+}
 
 /* -- alloc.c -- */
 
 /* With the world stopped: bring all credit back, take `units` off the pool. */
 int promise_from_all(struct op *op, uint64_t units);
-
-static inline uint64_t chunk_of(uint64_t unit) { return unit / ALLOC_CHUNK; }
-static inline uint32_t off_of(uint64_t unit) { return unit % ALLOC_CHUNK; }
-
-/* For what one thread at a time writes and others look at. */
-#define atomic_get(p) __atomic_load_n((p), __ATOMIC_RELAXED)
-#define atomic_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_RELAXED)
-#define atomic_set(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
-
-static inline uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 #pragma GCC visibility pop
 

@@ -106,11 +106,6 @@ static inline void version_drop(uint64_t *version)
 
 /* -- Nodes -- */
 
-int btree_prepare(struct btree *t, size_t nodes)
-{
-	return pool_prepare(&t->pool, nodes);
-}
-
 /* A node that nobody else reaches yet. btree_prepare() made sure of it. */
 static struct btree_node *node_get(struct btree *t, bool inner)
 {

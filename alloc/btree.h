@@ -41,7 +41,10 @@ void btree_fini(struct btree *t);
  * See to it that `nodes` nodes are at hand, so that inserts cannot fail.
  * An insert needs at most two for every level that it splits. -ENOMEM.
  */
-int btree_prepare(struct btree *t, size_t nodes);
+static inline int btree_prepare(struct btree *t, size_t nodes)
+{
+	return pool_prepare(&t->pool, nodes);
+}
 
 /* Put `p` into the set, where it is not yet. */
 void btree_insert(struct btree *t, struct pair p);

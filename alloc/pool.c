@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Pieces of one size. Each slab is eight times the last, from 64 KiB to 2 MiB:
- * a small space stays small, a big one takes few page faults. A slab's first
- * piece is its header.
+ * Pieces of one size. Slabs grow from 64 KiB to 2 MiB: a small space stays
+ * small, a big one takes few page faults. A slab's first piece is its header.
  */
 #include "alloc/pool.h"
 
@@ -65,7 +64,8 @@ static int grow_locked(struct pool *p)
 	p->fresh = (char *)slab + p->piece;
 	p->fresh_end = (char *)slab + slab->bytes / p->piece * p->piece;
 	__atomic_store_n(&p->bytes, p->bytes + p->piece, __ATOMIC_RELAXED);
-	p->next_slab = p->next_slab * 8 < SLAB_MAX ? p->next_slab * 8 : SLAB_MAX;
+	if (p->next_slab < SLAB_MAX)
+		p->next_slab *= p->next_slab == SLAB_MIN ? 8 : 2;
 	return 0;
 }
 
@@ -91,13 +91,10 @@ static char *fresh_locked(struct pool *p)
 	return piece;
 }
 
-int pool_prepare(struct pool *p, size_t count)
+int pool_stock(struct pool *p, size_t count)
 {
 	int err = 0;
 
-	if (__builtin_expect(__atomic_load_n(&p->spares, __ATOMIC_RELAXED) >=
-			     count, 1))
-		return 0;
 	latch_lock(&p->latch);
 	/* Twice as many, so as not to be back here at once. */
 	while (!err && p->spares < 2 * count) {

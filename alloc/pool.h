@@ -33,8 +33,15 @@ struct pool {
 void pool_init(struct pool *p, size_t piece, size_t link, const char *name);
 void pool_fini(struct pool *p);
 
+int pool_stock(struct pool *p, size_t count);
+
 /* See to it that `count` pieces are at hand. -ENOMEM. */
-int pool_prepare(struct pool *p, size_t count);
+static inline int pool_prepare(struct pool *p, size_t count)
+{
+	size_t have = __atomic_load_n(&p->spares, __ATOMIC_RELAXED);
+
+	return __builtin_expect(have >= count, 1) ? 0 : pool_stock(p, count);
+}
 
 /* A piece, as it was put back or all zeroes; NULL: no memory. */
 void *pool_get(struct pool *p);

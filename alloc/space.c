@@ -19,44 +19,16 @@
 /* -- Coming in -- */
 
 static unsigned thread_count;
-static _Thread_local unsigned thread_number;
+_Thread_local unsigned op_thread;
 
-unsigned op_shard_of_thread(const struct alloc *a)
+unsigned op_new_thread(void)
 {
-	if (__builtin_expect(!thread_number, 0))
-		thread_number = __atomic_add_fetch(&thread_count, 1,
-						   __ATOMIC_RELAXED);
-	return thread_number % a->cfg.shards;
-}
-
-/* Nodes at hand for whatever all shards may insert at the same time. */
-static int prepare_trees(struct alloc *a)
-{
-	size_t nodes = 32 + 8 * (size_t)a->cfg.shards;
-	int err = btree_prepare(&a->by_size, nodes);
-
-	return err ? err : btree_prepare(&a->by_start, nodes);
-}
-
-int op_enter_shard(struct alloc *a, struct op *op, unsigned i)
-{
-	int err = prepare_trees(a);
-
-	if (err)
-		return err;
-	*op = (struct op){ .a = a, .sh = &a->shards[i] };
-	latch_lock(&op->sh->latch);
-	return 0;
-}
-
-int op_enter(struct alloc *a, struct op *op)
-{
-	return op_enter_shard(a, op, op_shard_of_thread(a));
+	return op_thread = atomic_add(&thread_count, 1);
 }
 
 int op_enter_world(struct alloc *a, struct op *op)
 {
-	int err = prepare_trees(a);
+	int err = op_prepare(a);
 
 	if (err)
 		return err;
@@ -67,12 +39,8 @@ int op_enter_world(struct alloc *a, struct op *op)
 	return 0;
 }
 
-void op_leave(struct op *op)
+void op_leave_world(struct op *op)
 {
-	if (!op->world) {
-		latch_unlock(&op->sh->latch);
-		return;
-	}
 	for (unsigned i = op->a->cfg.shards; i-- > 0;)
 		latch_unlock(&op->a->shards[i].latch);
 }
@@ -537,28 +505,6 @@ uint64_t hint_pop(struct op *op, uint32_t run)
 	return start;
 }
 
-uint32_t hints_ceil(const struct shard *sh, uint32_t len)
-{
-	uint32_t w = (len - 1) / 64;
-	uint64_t words = atomic_get(&sh->words) & ~0ull << w, word;
-
-	if (words & 1ull << w) {
-		word = atomic_get(&sh->filled[w]) & ~0ull << (len - 1) % 64;
-		if (word)
-			goto found;
-		words ^= 1ull << w;
-	}
-	if (!words)
-		return 0;
-	w = (uint32_t)__builtin_ctzll(words);
-	word = atomic_get(&sh->filled[w]);
-	/* Another shard's may have gone meanwhile. */
-	if (!word)
-		return 0;
-found:
-	return w * 64 + (uint32_t)__builtin_ctzll(word) + 1;
-}
-
 uint32_t hints_longest(const struct shard *sh)
 {
 	uint64_t words = atomic_get(&sh->words), word;
@@ -579,14 +525,12 @@ static bool hint_good(struct op *op, uint64_t start, uint32_t run)
 	       free_after(op, start, run + 1) == run && !free_before(op, start);
 }
 
-void hints_tidy(struct op *op)
+void hints_tidy_bin(struct op *op)
 {
 	struct shard *sh = op->sh;
 	uint32_t run = sh->crowded;
 	struct bin *b, old;
 
-	if (__builtin_expect(!run, 1))
-		return;
 	sh->crowded = 0;
 	b = &sh->bins[run - 1];
 	old = *b;
@@ -635,15 +579,13 @@ out:
 	return err;
 }
 
-bool hints_find_lost(struct op *op)
+bool hints_search_lost(struct op *op)
 {
 	struct shard *sh = op->sh;
 	uint64_t chunk, units = op->a->units;
 	struct chunk *c;
 	struct hood h;
 
-	if (!sh->lost_count)
-		return false;
 	chunk = sh->lost[sh->lost_count - 1];
 	if (hood_lock(op, chunk * ALLOC_CHUNK,
 		      min_u64((chunk + 1) * ALLOC_CHUNK, units), &h))

@@ -632,12 +632,11 @@ static int read_either(struct alloc *a)
 
 /* -- The saver -- */
 
-void state_count(struct alloc *a)
+void state_count_call(struct alloc *a)
 {
 	struct saver *s = a->saver;
 
-	if (__builtin_expect(!s, 1) ||
-	    a->cfg.operation_threshold == UINT32_MAX ||
+	if (a->cfg.operation_threshold == UINT32_MAX ||
 	    atomic_add(&s->calls, 1) != a->cfg.operation_threshold)
 		return;
 	lock_lock(&s->lock);
