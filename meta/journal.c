@@ -43,6 +43,7 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 static size_t round_unit(size_t bytes)
 {
@@ -701,9 +702,11 @@ int journal_scan(struct volume *v, char *msg, size_t msg_len)
 	int r;
 
 	v->salt = get64(v->super.salt);
-	s.ring = malloc(bytes);
+	/* In large pages where there are some: thousands of faults less. */
+	s.ring = aligned_alloc(2u << 20, (bytes + (2u << 20) - 1) >> 21 << 21);
 	if (!s.ring)
 		return -ENOMEM;
+	madvise(s.ring, bytes, MADV_HUGEPAGE);
 	r = image_pread(v->im, s.ring, bytes,
 			v->ring_offset);
 	if (r)

@@ -257,6 +257,16 @@ static int open_volume(struct fsck *f)
 	return ret;
 }
 
+static int tables_init(struct fsck *f)
+{
+	/* A leaf has no room for more than 27 inodes. */
+	uint64_t most = f->blocks << (f->shift - 12) << 5;
+	uint64_t inodes = get64(f->super.inodes);
+	int ret = blocks_init(&f->owned, f->blocks);
+
+	return ret ? ret : ino_init(&f->inodes, inodes < most ? inodes : most);
+}
+
 static void forget(struct fsck *f)
 {
 	if (f->v)
@@ -320,7 +330,7 @@ static int round_once(struct fsck *f, bool *skipped)
 				break;
 			if (open_volume(f))
 				break;
-			ret = blocks_init(&f->owned, f->blocks);
+			ret = tables_init(f);
 		}
 		if (!ret)
 			ret = p->run(f);

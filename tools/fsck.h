@@ -55,14 +55,17 @@ struct dir_rec {
 struct ino_table {
 	struct ino_rec *rec;
 	size_t count, room;
+	size_t last;		/* place found last */
 	uint32_t *hash;		/* place in rec[] + 1; 0 none */
 	size_t mask;
 	struct dir_rec *dirs;
 	size_t dir_count, dir_room;
 };
 
+/* Room for so many at once; more find theirs all the same. */
+int ino_init(struct ino_table *t, uint64_t expected);
 /* NULL when there is no such inode. */
-struct ino_rec *ino_find(const struct ino_table *t, uint64_t ino);
+struct ino_rec *ino_find(struct ino_table *t, uint64_t ino);
 /* Find it or make it. NULL when memory is short. */
 struct ino_rec *ino_need(struct ino_table *t, uint64_t ino);
 /* The directory's record, made if need be. Invalid after the next of these. */
@@ -253,6 +256,8 @@ static inline uint64_t key64(const uint8_t *p)
 	return LE_SWAP64(__builtin_bswap64(x));
 }
 
+/* malloc(), in large pages where the host has them. */
+void *big_alloc(size_t bytes);
 /* printf into f->text, which is returned. */
 const char *fsck_text(struct fsck *f, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

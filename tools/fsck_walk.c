@@ -206,7 +206,10 @@ int fsck_walk(struct fsck *f, enum table t,
 			  const uint8_t *val, size_t vlen))
 {
 	struct walker *w = calloc(1, sizeof(*w));
-	struct walk walk = {.node = walk_node, .item = walk_item, .bad = walk_bad};
+	struct walk walk = {.node = walk_node,
+			    .item = walk_item,
+			    .bad = walk_bad,
+			    .ahead = true};
 	int ret;
 
 	if (!w)

@@ -179,8 +179,8 @@ int pass2(struct fsck *f)
 
 	f->groups = f->changes = 0;
 	r.len = (size_t)(r.units * JOURNAL_UNIT);
-	r.bytes = malloc(r.len);
-	r.group = malloc(r.len);
+	r.bytes = big_alloc(r.len);
+	r.group = big_alloc(r.len);
 	ret = r.bytes && r.group ? 0 : -ENOMEM;
 	if (!ret)
 		ret = image_pread(f->im, r.bytes, r.len,
