@@ -443,12 +443,14 @@ struct scan {
 	struct volume *v;
 	uint8_t *ring;			/* the whole of it */
 	uint64_t must;			/* groups to this one have to be whole */
+	bool any_salt;			/* groups of earlier mounts count too */
 	uint64_t max_ino;
 	char *msg;
 	size_t msg_len;
 };
 
-/* Copy the group at `unit` out of the ring if it is one, whole, of this salt. */
+/* Copy the group at `unit` out of the ring if it is one, whole, of this salt
+ * or of any. */
 static struct group *group_at(const struct scan *s, uint64_t unit)
 {
 	struct volume *v = s->v;
@@ -459,7 +461,8 @@ static struct group *group_at(const struct scan *s, uint64_t unit)
 	uint64_t sum;
 
 	memcpy(&h, s->ring + at, sizeof(h));
-	if (get32(h.magic) != GROUP_MAGIC || get64(h.salt) != v->salt ||
+	if (get32(h.magic) != GROUP_MAGIC ||
+	    (get64(h.salt) != v->salt && !s->any_salt) ||
 	    get32(h.bytes) < sizeof(h) || get32(h.bytes) > ring_bytes)
 		return NULL;
 	g = calloc(1, sizeof(*g));
@@ -488,12 +491,16 @@ static struct group *group_at(const struct scan *s, uint64_t unit)
 	return g;
 }
 
-/* The newest statements that any group of this salt makes. */
+/*
+ * The newest statements in the ring: of this salt about what is durable, of any
+ * salt about checkpoints, for those grow from mount to mount.
+ */
 static int scan_attests(struct scan *s)
 {
 	struct volume *v = s->v;
 	uint64_t gen = 0;
 
+	s->any_salt = true;
 	for (uint64_t u = 0; u < v->ring_units; u++) {
 		struct group *g = group_at(s, u);
 		const struct disk_group *h;
@@ -501,13 +508,14 @@ static int scan_attests(struct scan *s)
 		if (!g)
 			continue;
 		h = (const void *)g->buf;
-		if (get64(h->durable_seq) > s->must)
+		if (get64(h->salt) == v->salt && get64(h->durable_seq) > s->must)
 			s->must = get64(h->durable_seq);
 		if (get64(h->checkpoint_gen) > gen)
 			gen = get64(h->checkpoint_gen);
 		u += (g->len + JOURNAL_UNIT - 1) / JOURNAL_UNIT - 1;
 		group_free(g);
 	}
+	s->any_salt = false;
 	if (gen > get64(v->super.gen)) {
 		snprintf(s->msg, s->msg_len,
 			 "superblock: the slot of checkpoint %llu is lost, only "

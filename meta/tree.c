@@ -1131,6 +1131,7 @@ struct walker {
 	unsigned root_level;
 	struct ptr root;
 	unsigned max;			/* nodes in a batch */
+	uint64_t met;			/* in all */
 	struct batch batch[BATCHES];
 	struct lock lock;
 	pthread_cond_t moved;
@@ -1203,6 +1204,9 @@ static int batch_add(struct walker *k, unsigned level, uint64_t block,
 {
 	struct batch *b = batch_open(k);
 
+	/* A pointer that stands there twice could keep us for ever. */
+	if (k->met++ > k->v->blocks + k->v->fake_next)
+		return -EFSCORRUPTED;
 	b->v[b->count++] = (struct met){block, why, level};
 	return b->count < k->max ? 0 : batch_pass(k);
 }
@@ -1502,7 +1506,7 @@ int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block)
 
 	if (r <= 0)
 		return r;
-	r = pool_fill(v, TREE_LEVELS, SPEND_CHECKPOINT);
+	r = v->readonly ? 0 : pool_fill(v, TREE_LEVELS, SPEND_CHECKPOINT);
 	while (r == 0) {
 		rwlock_write(&v->commit);
 		r = tree_spares_locked(v, TREE_LEVELS);

@@ -15,8 +15,6 @@
  */
 #include "tools/fsck.h"
 
-#include "meta/repair.h"
-
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -183,6 +181,8 @@ static void recognise(struct fsck *f)
 	    !image_pread(f->im, &s, sizeof(s), BACKUP_OFFSET) &&
 	    !super_verify(&s, 2, NULL))
 		return;
+	if (f->im->bytes >= VOLUME_MIN_BYTES && super_last(f->im, &s))
+		return;
 	cli_die(EXIT_OPERATION, "'%s' is not a Spaceweave volume", f->path);
 }
 
@@ -238,25 +238,6 @@ static void say(void *ctx, const char *text)
 		cli_warn("%s", text);
 }
 
-static int open_volume(struct fsck *f)
-{
-	static const struct volume_repair as_it_is;
-	struct volume_options opt = {.readonly = true,
-				     .no_threads = true,
-				     .repair = &as_it_is,
-				     .program = cli_program,
-				     .message = say,
-				     .message_ctx = f};
-	char msg[240] = "";
-	int ret = volume_open(f->im, &opt, &f->v, msg, sizeof(msg));
-
-	if (ret) {
-		f->v = NULL;
-		PROBLEM(P_VOLUME, .what = *msg ? msg : cli_error(ret));
-	}
-	return ret;
-}
-
 static int tables_init(struct fsck *f)
 {
 	/* A leaf has no room for more than 27 inodes. */
@@ -265,6 +246,56 @@ static int tables_init(struct fsck *f)
 	int ret = blocks_init(&f->owned, f->blocks);
 
 	return ret ? ret : ino_init(&f->inodes, inodes < most ? inodes : most);
+}
+
+static int open_with(struct fsck *f, const struct volume_repair *how, char *msg,
+		     size_t len)
+{
+	struct volume_options opt = {.readonly = true,
+				     .no_threads = true,
+				     .repair = how,
+				     .program = cli_program,
+				     .message = say,
+				     .message_ctx = f};
+	int ret = volume_open(f->im, &opt, &f->v, msg, len);
+
+	if (ret)
+		f->v = NULL;
+	return ret;
+}
+
+/*
+ * The volume as it is after replay. Where that fails for a node that replay
+ * wants and that is lost, the lost ones are looked for without the journal,
+ * and replay does without them: so it will be after the repair.
+ */
+static int open_volume(struct fsck *f)
+{
+	struct volume_repair how = {0};
+	char msg[240] = "";
+	int ret = open_with(f, &how, msg, sizeof(msg));
+
+	if (!ret)
+		return tables_init(f);
+	PROBLEM(P_VOLUME, .what = *msg ? msg : cli_error(ret));
+	how.no_replay = true;
+	if ((ret != -EUCLEAN && ret != -EBADMSG) ||
+	    open_with(f, &how, msg, sizeof(msg)))
+		return ret;
+	ret = tables_init(f);
+	for (unsigned t = 0; !ret && t < TABLE_SPACE; t++)
+		ret = fsck_walk(f, t, NULL);
+	volume_close(f->v);
+	f->v = NULL;
+	blocks_fini(&f->owned);
+	ino_fini(&f->inodes);
+	memset(f->nodes, 0, sizeof(f->nodes));
+	memset(f->items, 0, sizeof(f->items));
+	if (ret)
+		return ret;
+	how = (struct volume_repair){.lost = f->gone, .losts = f->gone_count};
+	ret = open_with(f, &how, msg, sizeof(msg));
+	return ret ? ret : tables_init(f);
 }
 
 static void forget(struct fsck *f)
@@ -291,6 +322,9 @@ static void forget(struct fsck *f)
 	memset(f->items, 0, sizeof(f->items));
 	f->inode_count = f->data_blks = f->free_blks = 0;
 	memset(f->lost, 0, sizeof(f->lost));
+	free(f->gone);
+	f->gone = NULL;
+	f->gone_count = 0;
 	f->keep_blocks = f->drop_lost = f->look_again = f->incomplete = f->bitmaps_lost = false;
 	f->super_good = false;
 }
@@ -328,9 +362,11 @@ static int round_once(struct fsck *f, bool *skipped)
 			*skipped = may_skip(f);
 			if (*skipped)
 				break;
-			if (open_volume(f))
+			ret = open_volume(f);
+			if (!f->v) {
+				ret = ret == -ENOMEM ? ret : 0;
 				break;
-			ret = tables_init(f);
+			}
 		}
 		if (!ret)
 			ret = p->run(f);

@@ -15,6 +15,7 @@
  */
 
 #include "meta/meta.h"
+#include "meta/repair.h"
 #include "tools/cli.h"
 #include "tools/problem.h"
 
@@ -215,6 +216,8 @@ struct fsck {
 	bool look_again;		/* the second walk is needed */
 	bool incomplete;		/* nodes are lost: counts mean little */
 	bool lost[TABLES];		/* of these tables */
+	struct lost_node *gone;		/* nodes that replay must do without */
+	size_t gone_count;
 	bool keep_blocks;		/* free none: who owns them is in doubt */
 	bool bitmaps_lost;		/* some cannot be read */
 	struct repairs repairs;
@@ -284,6 +287,40 @@ int refs_sweep(struct fsck *f, const struct runs *refs,
 			 uint64_t count));
 /* Is [start, start + len) within the blocks that the allocator deals in? */
 bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len);
+
+/* ---- the journal, and superblocks ------------------------------------------------- */
+
+struct ring {
+	uint8_t *bytes;
+	size_t len;
+	uint64_t units, offset;
+	uint8_t *group;		/* a copy of the one looked at */
+};
+/* Also to be ended when this fails. */
+int ring_load(struct fsck *f, const struct disk_super *s, struct ring *r);
+void ring_fini(struct ring *r);
+/*
+ * The group at `unit`, if it is one, whole, and of this salt (NULL: of any); or
+ * NULL with a reason. Good until the next call.
+ */
+const struct disk_group *ring_group(struct ring *r, uint64_t unit,
+				    const uint64_t *salt, const char **why);
+uint64_t group_units(const struct disk_group *g);
+
+/* The backup in the last block, where no superblock tells which that is. */
+bool super_last(struct image *im, struct disk_super *s);
+/* Write a superblock to both slots. */
+int super_replace(struct fsck *f, const struct disk_super *s);
+/* Let nobody open the volume for writing until its bitmaps are made anew. */
+void super_distrust_space(struct disk_super *s);
+/*
+ * A superblock with what never changes as in `from`, and the rest from journal
+ * and nodes. -ENOENT: there is no tree of files.
+ */
+int rescue_super(struct fsck *f, const struct disk_super *from,
+		 struct disk_super *out);
+/* The same, written; it ends the round. */
+int rescue(struct fsck *f, enum problem_id id, const struct disk_super *from);
 
 /* One item of an inode's, for the walk of pass 4. */
 struct cur;

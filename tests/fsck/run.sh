@@ -4,6 +4,7 @@
 #   damage COMMAND...    what to break (tests/fsck/damage.c), in this order
 #   finds CODE...        what fsck -fn has to find, no more and no less
 #   repaired_by p|y|none who repairs it: -p, only -y, or nothing here
+#   keeps PATH...        what must be there after a repair
 #
 # Checking must change nothing and exit with 4. After a repair, which exits with
 # 1, a second run must find nothing. What -p must not repair it leaves alone.
@@ -18,12 +19,13 @@ tmp=${TMPDIR:-/var/tmp}
 work=$(mktemp -d "$tmp/spaceweave-fsck.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 image=$work/image
-want='' want_status=4 by=none data=''
+want='' want_status=4 by=none data='' keep=''
 
 damage() { "$damage_program" "$image" "$@"; }
 finds() { want=$*; }
 notes() { want=$* want_status=0; }
 repaired_by() { by=$1; }
+keeps() { keep=$*; }
 with_data() { data=-c; }
 size() { "$bin/mkfs.spaceweave" -qf "$@"; }
 
@@ -76,3 +78,6 @@ none)
 	[ $((status & ~1)) = 4 ] || fail "fsck -y: status $status, not 4 or 5"
 	;;
 esac
+for path in $keep; do
+	damage has "$path" || fail "$path is gone"
+done
