@@ -143,7 +143,7 @@ SAN_TESTS  := $(patsubst tests/%.c,build-address-undefined/tests/%,$(TEST_SRC)) 
 	$(patsubst tests/%.c,build-thread/tests/%,$(filter-out tests/crash_ops.c tests/crash_random.c \
 		tests/crash_recovery.c tests/test_fault.c tests/test_simulator.c,$(TEST_SRC)))
 MNT_TESTS  := $(filter-out tests/mnt/lib.sh,$(sort $(wildcard tests/mnt/*.sh)))
-FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/)) tests/fsck/fuzz.sh
+FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/)) tests/fsck/undo.sh tests/fsck/fuzz.sh
 CHECK_JOBS ?= 2
 CHECK_TIME ?= 900
 

@@ -14,6 +14,7 @@
  * is made again.
  */
 #include "tools/fsck.h"
+#include "tools/undo.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -54,7 +55,7 @@ static const struct pass passes[] = {
 };
 
 static const char usage_text[] =
-"usage: fsck.spaceweave [-n | -p | -y] [-cdfvV] [-b superblock] IMAGE\n"
+"usage: fsck.spaceweave [-n | -p | -y] [-cdfvV] [-b superblock] [-u FILE] IMAGE\n"
 "Check a Spaceweave volume, and repair it. Without -n, -p or -y each repair is\n"
 "asked for on the terminal; where there is none nothing is changed.\n"
 "  -n        change nothing; works on a mounted volume too\n"
@@ -63,6 +64,7 @@ static const char usage_text[] =
 "  -f        check even if the volume is clean\n"
 "  -c        read all data too, and verify their checksums\n"
 "  -b N      say what superblock N (0, 1; backups 2, 3) holds, and end\n"
+"  -u FILE   save into FILE what repairs change: 'spaceweave undo FILE IMAGE'\n"
 "  -v        say more, and all findings of a kind however many\n"
 "  -d        debugging: what the volume says while it is read\n"
 "  -h, -V    this help; the version\n"
@@ -88,7 +90,7 @@ static void parse_options(int argc, char **argv, struct fsck *f)
 
 	f->mode = PROBLEM_ASK;
 	f->slot_wanted = -1;
-	while ((c = getopt(argc, argv, "npayfcvdVhb:")) != -1) {
+	while ((c = getopt(argc, argv, "npayfcvdVhb:u:")) != -1) {
 		switch (c) {
 		case 'n':
 			set_mode(f, PROBLEM_CHECK);
@@ -118,6 +120,9 @@ static void parse_options(int argc, char **argv, struct fsck *f)
 				cli_die(EXIT_USAGE,
 					"superblock '%s': 0, 1, 2 or 3", optarg);
 			f->slot_wanted = *optarg - '0';
+			break;
+		case 'u':
+			f->undo = optarg;
 			break;
 		case 'V':
 			cli_version();
@@ -158,10 +163,21 @@ static void open_image(struct fsck *f)
 	if (ret)
 		cli_die(EXIT_OPERATION, "cannot open '%s': %s", f->path,
 			strerror(-ret));
+	f->file = f->im;
 	if (f->live)
 		cli_warn("'%s' is in use by %s: what is found may be in motion",
 			 f->path,
 			 cli_holder(f->path, holder, sizeof(holder)));
+}
+
+/* From now on what is written over is saved first. */
+static void open_undo(struct fsck *f)
+{
+	int ret = undo_image(f->im, f->undo, &f->im);
+
+	if (ret)
+		cli_die(EXIT_OPERATION, "cannot make the undo file '%s': %s",
+			f->undo, strerror(-ret));
 }
 
 /* Is this a volume of ours at all, of a version that we know? */
@@ -513,9 +529,13 @@ int main(int argc, char **argv)
 		status = show_super(&f);
 	} else {
 		recognise(&f);
+		if (f.undo && f.mode != PROBLEM_CHECK)
+			open_undo(&f);
 		status = f.mode == PROBLEM_CHECK ? check(&f) : repair(&f);
 	}
 	forget(&f);
-	image_close(f.im);
+	if (f.im != f.file)
+		image_close(f.im);
+	image_close(f.file);
 	return cli_finish(status, EXIT_OPERATION);
 }

@@ -182,9 +182,11 @@ struct fsck {
 	enum problem_mode mode;
 	bool force, verbose, debug, data;
 	int slot_wanted;		/* -b; -1 */
+	const char *undo;		/* -u; NULL */
 
 	/* what is looked at */
-	struct image *im;
+	struct image *im;		/* what is written over is saved, with -u */
+	struct image *file;		/* the image itself */
 	struct volume *v;
 	bool live;			/* somebody holds it for writing */
 	bool super_good;		/* pass 1 found one: */

@@ -203,13 +203,13 @@ static void note_node(struct rescue *r, const struct disk_node *d)
 /* Where the host holds data from `off` on; false: nowhere. */
 static bool next_data(const struct rescue *r, uint64_t *off, uint64_t *end)
 {
-	int fd = image_fd(r->f->im);
+	int fd = image_fd(r->f->file);
 	off_t data, hole;
 
 	*end = r->blocks << r->shift;
 	if (*off >= *end)
 		return false;
-	if (fd < 0 || r->f->im->blockdev)
+	if (fd < 0 || r->f->file->blockdev)
 		return true;
 	data = lseek(fd, (off_t)*off, SEEK_DATA);
 	if (data < 0)

@@ -10,6 +10,7 @@
 int verb_umount(int argc, char **argv);
 int verb_info(int argc, char **argv);
 int verb_map(int argc, char **argv);
+int verb_undo(int argc, char **argv);
 
 /*
  * Where a volume is mounted. `source` is the image as it was given to

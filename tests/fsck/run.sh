@@ -8,6 +8,7 @@
 #
 # Checking must change nothing and exit with 4. After a repair, which exits with
 # 1, a second run must find nothing. What -p must not repair it leaves alone.
+# A repair is taken back in the end ("spaceweave undo"), to the last byte.
 # `notes` instead of `finds`: no error, exit status 0 (with these notes).
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
@@ -60,7 +61,7 @@ sed "s|$image|image|" "$work/out"
 cp --sparse=always "$image" "$work/copy"
 case $by in
 p)
-	fsck 1 -fp $data
+	fsck 1 -fp $data -u "$work/undo"
 	fsck 0 -fn $data
 	;;
 y)
@@ -68,7 +69,7 @@ y)
 	timeout 60 "$bin/fsck.spaceweave" -fp $data "$image" </dev/null >"$work/out" 2>&1 || status=$?
 	[ $((status & ~1)) = 4 ] || fail "fsck -p: status $status, not 4 or 5"
 	mv "$work/copy" "$image"
-	fsck 1 -fy $data
+	fsck 1 -fy $data -u "$work/undo"
 	sed "s|$image|image|" "$work/out"
 	fsck 0 -fn $data
 	;;
@@ -81,3 +82,8 @@ esac
 for path in $keep; do
 	damage has "$path" || fail "$path is gone"
 done
+
+# A repair can be taken back, to the last byte.
+[ $by != none ] || exit 0
+"$bin/spaceweave" undo "$work/undo" "$image" >"$work/out" 2>&1 || fail "cannot be undone"
+[ "$before" = "$(sha256sum <"$image")" ] || fail "undo did not bring back what was there"
