@@ -11,6 +11,7 @@ _spaceweave_programs()
 	mount) words="-d -f -h -o -s -V" ;;
 	umount) words="-h -l -q -t" ;;
 	undo) words="-f -h -n" ;;
+	scrub) words="-h -q -r -s" ;;
 	*) words=-h ;;
 	esac
 	case $name:$prev in
@@ -42,7 +43,7 @@ _spaceweave()
 		;;
 	esac
 	if [ "$COMP_CWORD" = 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W "mkfs mount umount fsck undo info map -h -V" -- \
+		mapfile -t COMPREPLY < <(compgen -W "mkfs mount umount fsck scrub undo info map -h -V" -- \
 			"${COMP_WORDS[1]}")
 	else
 		_spaceweave_programs "${COMP_WORDS[1]}"
