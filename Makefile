@@ -161,6 +161,36 @@ crash: tests		## every crash state there is, and soak; hours (STATES=n: about so
 	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_% $(BUILD)/tests/test_fault,$(TESTS))
 	$(Q)$(SOAK)
 
+# Coverage-guided fuzzing: clang's libFuzzer, each target FUZZ_TIME seconds.
+FUZZ_TARGETS := super journal node raw fsck
+FUZZ_TIME    ?= 300
+FUZZ_SAN     := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+FUZZ_ASAN    := detect_leaks=0:max_malloc_fill_size=0:quarantine_size_mb=0:thread_local_quarantine_size_kb=0:allocator_release_to_os_interval_ms=-1
+FUZZ_RUN     := -timeout=20 -rss_limit_mb=0 -close_fd_mask=3 -print_final_stats=1 -max_len=9000
+.PHONY: fuzz
+fuzz:		## fuzz each reader of the disk format (FUZZ_TIME=seconds each, FUZZ_TARGETS="node fsck")
+	@$(NEED) $(NEED_BUILD) clang
+	@$(MAKE) --no-print-directory CC=clang BUILD=build-fuzz OPT='-O1 -g $(FUZZ_SAN)' \
+		$(patsubst %,build-fuzz/fuzz-%,$(FUZZ_TARGETS))
+	@set -e; for t in $(FUZZ_TARGETS); do \
+		mkdir -p build-fuzz/corpus/$$t build-fuzz/found; \
+		FUZZ_SEEDS=build-fuzz/corpus/$$t build-fuzz/fuzz-$$t; \
+		echo "== $$t"; ASAN_OPTIONS=$(FUZZ_ASAN) build-fuzz/fuzz-$$t $(FUZZ_RUN) \
+			-max_total_time=$(FUZZ_TIME) -artifact_prefix=build-fuzz/found/$$t- \
+			build-fuzz/corpus/$$t 2>&1 | grep -E '^(==|stat|SUMMARY|fuzz:|#[0-9]*.*(DONE|pulse)|.*Test unit)'; done
+
+FUZZ_WRAP := -Wl,--wrap=random64
+$(BUILD)/fuzz-fsck: FUZZ_WRAP += -Wl,--wrap=image_open,--wrap=exit
+$(BUILD)/fuzz-fsck: $(call obj,$(filter-out tools/fsck.c,$(FSCK_SRC)) $(CLI_SRC)) $(BUILD)/fuzz/fsck.o
+$(BUILD)/fuzz/fsck.o: tools/fsck.c
+	$(call say,CC,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(CFLAGS) -Dmain=fsck_main -Wno-missing-prototypes -c -o $@ $<
+$(BUILD)/fuzz-%: tests/fuzz/fuzz.c $(CORE)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer $(FUZZ_WRAP) \
+		-DFUZZ_TARGET=FUZZ_$* -DFUZZ_$*_ALONE \
+		-o $@ $(filter %.c %.o,$^) $(CORE) $(LIBS)
+
 .PHONY: coverage
 coverage:		## which lines and branches the unit tests reach
 	@$(NEED) $(NEED_BUILD) $(NEED_CHECK) gcovr

@@ -699,6 +699,8 @@ static int scan_chain(struct scan *s)
 	return 0;
 }
 
+#define LARGE_PAGE ((size_t)2 << 20)
+
 int journal_scan(struct volume *v, char *msg, size_t msg_len)
 {
 	struct scan s = {.v = v,
@@ -711,10 +713,14 @@ int journal_scan(struct volume *v, char *msg, size_t msg_len)
 
 	v->salt = get64(v->super.salt);
 	/* In large pages where there are some: thousands of faults less. */
-	s.ring = aligned_alloc(2u << 20, (bytes + (2u << 20) - 1) >> 21 << 21);
+	s.ring = bytes < LARGE_PAGE ? malloc(bytes) :
+				      aligned_alloc(LARGE_PAGE,
+						    (bytes + LARGE_PAGE - 1) &
+							    ~(LARGE_PAGE - 1));
 	if (!s.ring)
 		return -ENOMEM;
-	madvise(s.ring, bytes, MADV_HUGEPAGE);
+	if (bytes >= LARGE_PAGE)
+		madvise(s.ring, bytes, MADV_HUGEPAGE);
 	r = image_pread(v->im, s.ring, bytes,
 			v->ring_offset);
 	if (r)

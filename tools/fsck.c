@@ -331,8 +331,10 @@ static void forget(struct fsck *f)
 	free(f->intents);
 	f->intents = NULL;
 	f->intent_count = f->intent_room = 0;
-	free(f->chunk_free);
-	f->chunk_free = NULL;
+	free(f->chunk_used);
+	f->chunk_used = NULL;
+	free(f->there);
+	f->there = NULL;
 	repairs_fini(&f->repairs);
 	memset(f->nodes, 0, sizeof(f->nodes));
 	memset(f->items, 0, sizeof(f->items));

@@ -77,10 +77,13 @@ void ino_fini(struct ino_table *t);
 
 /* A set of blocks: pages of bits, made when a bit in them is set. */
 #define BLOCKS_PAGE 32768u
+#define BLOCKS_GROUP 512u
 struct blocks {
 	uint8_t **page;
 	uint64_t pages;
+	uint8_t *some;		/* is there a page in this group of them? */
 };
+_Static_assert(BLOCKS_PAGE == ALLOC_CHUNK, "pages are what the allocator loads");
 
 int blocks_init(struct blocks *b, uint64_t blocks);
 void blocks_fini(struct blocks *b);
@@ -90,6 +93,8 @@ void blocks_fini(struct blocks *b);
  * again. Returns the blocks dealt with, or -ENOMEM.
  */
 int64_t blocks_put(struct blocks *b, uint64_t start, uint64_t len, bool *twice);
+/* The first page from `page` on that is not empty, or b->pages. */
+uint64_t blocks_next(const struct blocks *b, uint64_t page);
 /* The page's bits, or NULL when it is empty. */
 const uint8_t *blocks_page(const struct blocks *b, uint64_t page);
 
@@ -207,7 +212,9 @@ struct fsck {
 	struct runs shared;		/* each reference to blocks in refs */
 	struct intent_run *intents;
 	size_t intent_count, intent_room;
-	uint32_t *chunk_free;		/* of each ALLOC_CHUNK, by the bitmaps */
+	uint8_t *there;			/* a bit for each bitmap that there is, or
+					   that the journal takes blocks of */
+	uint32_t *chunk_used;		/* of each ALLOC_CHUNK, by the bitmaps */
 	uint64_t free_blks;		/* by the bitmaps */
 	uint64_t data_blks;		/* verified */
 	uint64_t inode_count;
@@ -287,6 +294,8 @@ int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len);
 int refs_sweep(struct fsck *f, const struct runs *refs,
 	       int (*fn)(struct fsck *f, uint64_t from, uint64_t to,
 			 uint64_t count));
+/* The first chunk from `chunk` on that may have blocks in use. */
+uint64_t fsck_next_used(const struct fsck *f, uint64_t chunk);
 /* Is [start, start + len) within the blocks that the allocator deals in? */
 bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len);
 

@@ -151,14 +151,17 @@ int blocks_init(struct blocks *b, uint64_t blocks)
 {
 	b->pages = (blocks + BLOCKS_PAGE - 1) / BLOCKS_PAGE;
 	b->page = calloc(b->pages, sizeof(*b->page));
-	return b->page ? 0 : -ENOMEM;
+	b->some = calloc(b->pages / BLOCKS_GROUP + 1, 1);
+	return b->page && b->some ? 0 : -ENOMEM;
 }
 
 void blocks_fini(struct blocks *b)
 {
-	for (uint64_t i = 0; b->page && i < b->pages; i++)
+	for (uint64_t i = 0; b->page && b->some && i < b->pages;
+	     i = blocks_next(b, i + 1))
 		free(b->page[i]);
 	free(b->page);
+	free(b->some);
 	memset(b, 0, sizeof(*b));
 }
 
@@ -176,6 +179,7 @@ int64_t blocks_put(struct blocks *b, uint64_t start, uint64_t len, bool *twice)
 		*page = calloc(1, BLOCKS_PAGE / 8);
 		if (!*page)
 			return -ENOMEM;
+		b->some[start / BLOCKS_PAGE / BLOCKS_GROUP] = 1;
 	}
 	if (len > BLOCKS_PAGE - at)
 		len = BLOCKS_PAGE - at;
@@ -191,6 +195,17 @@ int64_t blocks_put(struct blocks *b, uint64_t start, uint64_t len, bool *twice)
 		n++;
 	}
 	return (int64_t)n;
+}
+
+uint64_t blocks_next(const struct blocks *b, uint64_t page)
+{
+	while (page < b->pages && !b->page[page]) {
+		page++;
+		while (page < b->pages && page % BLOCKS_GROUP == 0 &&
+		       !b->some[page / BLOCKS_GROUP])
+			page += BLOCKS_GROUP;
+	}
+	return page < b->pages ? page : b->pages;
 }
 
 const uint8_t *blocks_page(const struct blocks *b, uint64_t page)

@@ -7,6 +7,7 @@
 #include "tools/fsck.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* What is wrong with an item, or NULL. */
@@ -46,7 +47,22 @@ static const char *item_wrong(const struct fsck *f, const struct disk_jitem *ji,
 	}
 }
 
-static const char *items_wrong(const struct fsck *f, const struct disk_group *g)
+/* Blocks that it takes may be in a bitmap that is not there yet. */
+static void note_take(struct fsck *f, const struct disk_jitem *ji)
+{
+	le64 run[2];
+	uint64_t i, last;
+
+	if (ji->type != JITEM_TAKE)
+		return;
+	memcpy(run, ji->bytes, sizeof(run));
+	i = get64(run[0]) / f->per_bitmap;
+	last = (get64(run[0]) + get64(run[1]) - 1) / f->per_bitmap;
+	for (; i <= last; i++)
+		f->there[i / 8] |= (uint8_t)(1u << (i % 8));
+}
+
+static const char *items_wrong(struct fsck *f, const struct disk_group *g)
 {
 	const uint8_t *p = (const uint8_t *)(g + 1);
 	const uint8_t *end = (const uint8_t *)g + get32(g->bytes);
@@ -57,6 +73,7 @@ static const char *items_wrong(const struct fsck *f, const struct disk_group *g)
 
 		if (why)
 			return why;
+		note_take(f, ji);
 		p = ji->bytes + get16(ji->klen) + get16(ji->vlen);
 	}
 	return p == end ? NULL : "bytes are left over";
@@ -180,6 +197,10 @@ int pass2(struct fsck *f)
 	int ret = ring_load(f, s, &r);
 
 	f->groups = f->changes = 0;
+	free(f->there);
+	f->there = calloc(f->blocks / f->per_bitmap / 8 + 1, 1);
+	if (!f->there)
+		ret = -ENOMEM;
 	if (!ret) {
 		attested(&r, s, &must, &gen);
 		ret = gen > get64(s->gen) ? stale(f, gen) : follow(f, &r, must);
