@@ -21,7 +21,7 @@ Q       := $(if $(filter 1,$(V)),,@)
 say      = $(if $(filter 1,$(V)),,@printf '  %-5s %s\n' '$(1)' '$(patsubst $(BUILD)/%,%,$(2))')
 
 WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
-           -Wno-gnu-variable-sized-type-not-at-end
+           $(if $(findstring clang,$(CC)),-Wno-gnu-variable-sized-type-not-at-end)
 OPT     ?= -O2 -g
 DEFS    := -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DSPACEWEAVE_VERSION='"$(VERSION)"'
 CPPFLAGS += $(DEFS) $(if $(DEBUG),-DLOCK_DEBUG)
