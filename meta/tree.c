@@ -1128,6 +1128,7 @@ struct walker {
 	struct volume *v;
 	enum table t;
 	const struct walk *w;
+	bool ahead;			/* wanted, and worth a thread */
 	unsigned root_level;
 	struct ptr root;
 	unsigned max;			/* nodes in a batch */
@@ -1182,7 +1183,7 @@ static int batch_pass(struct walker *k)
 	struct batch *b = batch_open(k);
 	int r = 0;
 
-	if (!k->w->ahead) {
+	if (!k->ahead) {
 		r = batch_tell(k, b);
 		b->count = 0;
 		return r;
@@ -1361,18 +1362,18 @@ static int walk_tree(struct walker *k)
 
 	k->max = BATCH_BYTES / bytes < BATCH_NODES ? BATCH_BYTES / bytes
 						  : BATCH_NODES;
-	for (unsigned i = 0; i < (k->w->ahead ? BATCHES : 1); i++) {
+	for (unsigned i = 0; i < (k->ahead ? BATCHES : 1); i++) {
 		k->batch[i].nodes = malloc(k->max * bytes);
 		if (!k->batch[i].nodes)
 			r = -ENOMEM;
 	}
 	lock_init(&k->lock, RANK_LEAF, "walk");
 	pthread_cond_init(&k->moved, NULL);
-	if (r == 0 && k->w->ahead)
+	if (r == 0 && k->ahead)
 		r = walk_follow(k);
 	else if (r == 0)
 		r = walk_node(k, k->root_level, &k->root);
-	if (r == 0 && !k->w->ahead)
+	if (r == 0 && !k->ahead)
 		r = batch_pass(k);
 	pthread_cond_destroy(&k->moved);
 	lock_fini(&k->lock);
@@ -1396,6 +1397,7 @@ int volume_walk(struct volume *v, enum table t, const struct walk *w)
 	k->root = tr->root;
 	k->root_level = tr->level;
 	rwlock_unlock(&v->commit);
+	k->ahead = w->ahead && k->root_level;
 	if (k->root.block)
 		r = walk_tree(k);
 	free(k);
