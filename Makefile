@@ -20,7 +20,8 @@ V       ?= 0
 Q       := $(if $(filter 1,$(V)),,@)
 say      = $(if $(filter 1,$(V)),,@printf '  %-5s %s\n' '$(1)' '$(patsubst $(BUILD)/%,%,$(2))')
 
-WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
+WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
+           $(if $(findstring clang,$(CC)),-Wno-gnu-variable-sized-type-not-at-end)
 OPT     ?= -O2 -g
 DEFS    := -I. -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DSPACEWEAVE_VERSION='"$(VERSION)"'
 CPPFLAGS += $(DEFS) $(if $(DEBUG),-DLOCK_DEBUG)
@@ -142,7 +143,7 @@ SAN_TESTS  := $(patsubst tests/%.c,build-address-undefined/tests/%,$(TEST_SRC)) 
 	$(patsubst tests/%.c,build-thread/tests/%,$(filter-out tests/crash_ops.c tests/crash_random.c \
 		tests/crash_recovery.c tests/test_fault.c tests/test_simulator.c,$(TEST_SRC)))
 MNT_TESTS  := $(filter-out tests/mnt/lib.sh,$(sort $(wildcard tests/mnt/*.sh)))
-FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/)) tests/fsck/fuzz.sh
+FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/)) tests/fsck/undo.sh tests/fsck/fuzz.sh
 CHECK_JOBS ?= 2
 CHECK_TIME ?= 900
 
@@ -160,13 +161,40 @@ crash: tests		## every crash state there is, and soak; hours (STATES=n: about so
 	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_% $(BUILD)/tests/test_fault,$(TESTS))
 	$(Q)$(SOAK)
 
+# Coverage-guided fuzzing: clang's libFuzzer, each target FUZZ_TIME seconds.
+FUZZ_TARGETS := super journal node raw fsck
+FUZZ_TIME    ?= 300
+FUZZ_SAN     := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+FUZZ_ASAN    := detect_leaks=0:max_malloc_fill_size=0:quarantine_size_mb=0:thread_local_quarantine_size_kb=0:allocator_release_to_os_interval_ms=-1
+FUZZ_RUN     := -timeout=20 -rss_limit_mb=0 -close_fd_mask=3 -print_final_stats=1 -max_len=9000
 .PHONY: fuzz
-fuzz:		## fuzz the reader of the allocator's state file (FUZZ_TIME=60 seconds; clang)
-	$(Q)mkdir -p build-fuzz/corpus
+fuzz:		## fuzz each reader of the disk format (FUZZ_TIME=seconds each, FUZZ_TARGETS="node fsck")
+	@$(NEED) $(NEED_BUILD) clang
+	@$(MAKE) --no-print-directory CC=clang BUILD=build-fuzz OPT='-O1 -g $(FUZZ_SAN)' \
+		$(patsubst %,build-fuzz/fuzz-%,$(FUZZ_TARGETS))
 	$(call say,LD,build-fuzz/fuzz_state)
 	$(Q)clang $(DEFS) -DLIBFUZZER -std=gnu11 -O1 -g -pthread -fsanitize=fuzzer,address,undefined \
 		-fno-sanitize-recover=all -o build-fuzz/fuzz_state tests/fuzz_state.c $(filter-out alloc/state.c,$(ALLOC_SRC))
-	$(Q)cd build-fuzz && ./fuzz_state -max_total_time=$(or $(FUZZ_TIME),60) -print_final_stats=1 -max_len=16384 corpus
+	@mkdir -p build-fuzz/corpus/state; cd build-fuzz && \
+		./fuzz_state -max_total_time=$(FUZZ_TIME) -print_final_stats=1 -max_len=16384 corpus/state
+	@set -e; for t in $(FUZZ_TARGETS); do \
+		mkdir -p build-fuzz/corpus/$$t build-fuzz/found; \
+		FUZZ_SEEDS=build-fuzz/corpus/$$t build-fuzz/fuzz-$$t; \
+		echo "== $$t"; ASAN_OPTIONS=$(FUZZ_ASAN) build-fuzz/fuzz-$$t $(FUZZ_RUN) \
+			-max_total_time=$(FUZZ_TIME) -artifact_prefix=build-fuzz/found/$$t- \
+			build-fuzz/corpus/$$t 2>&1 | grep -E '^(==|stat|SUMMARY|fuzz:|#[0-9]*.*(DONE|pulse)|.*Test unit)'; done
+
+FUZZ_WRAP := -Wl,--wrap=random64
+$(BUILD)/fuzz-fsck: FUZZ_WRAP += -Wl,--wrap=image_open,--wrap=exit
+$(BUILD)/fuzz-fsck: $(call obj,$(filter-out tools/fsck.c,$(FSCK_SRC)) $(CLI_SRC)) $(BUILD)/fuzz/fsck.o
+$(BUILD)/fuzz/fsck.o: tools/fsck.c
+	$(call say,CC,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(CFLAGS) -Dmain=fsck_main -Wno-missing-prototypes -c -o $@ $<
+$(BUILD)/fuzz-%: tests/fuzz/fuzz.c $(CORE)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer $(FUZZ_WRAP) \
+		-DFUZZ_TARGET=FUZZ_$* -DFUZZ_$*_ALONE \
+		-o $@ $(filter %.c %.o,$^) $(CORE) $(LIBS)
 
 .PHONY: coverage
 coverage:		## which lines and branches the unit tests reach
@@ -234,6 +262,9 @@ CFLAGS_tests_bench_nullfs = $(FUSE_CFLAGS)
 $(BUILD)/tests/bench/nullfs: $(call obj,tests/bench/nullfs.c)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs fuse3)
+$(BUILD)/tests/bench/tree: $(call obj,tests/bench/tree.c) $(CORE)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 $(BUILD)/tests/bench/load: $(call obj,tests/bench/load.c)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^

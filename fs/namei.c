@@ -925,6 +925,35 @@ static int rename_loops(struct fs *fs, const struct renaming *r)
 	return err;
 }
 
+/*
+ * The inode that a name meant a moment ago, or RETRY: it was removed since. A
+ * name that goes on meaning an inode that is not there is damage.
+ */
+static int get_named(struct fs *fs, struct inode *dp, const char *name, size_t len,
+		     const struct dirent_info *info, struct inode **out)
+{
+	struct dirent_info now;
+	int err = inode_get(fs->v, info->ino, out);
+
+	if (err != -ESTALE)
+		return err;
+	rwlock_read(&dp->lock);
+	err = RETRY;
+	if (!dp->dead && !dir_lookup(fs->v, dp, name, len, &now) &&
+	    now.ino == info->ino)
+		err = inode_get(fs->v, info->ino, out);
+	rwlock_unlock(&dp->lock);
+	if (err == -ESTALE) {
+		volume_message(fs->v,
+			       "directory %llu: an entry is for inode %llu, "
+			       "which does not exist",
+			       (unsigned long long)dp->ino,
+			       (unsigned long long)info->ino);
+		err = -EUCLEAN;
+	}
+	return err;
+}
+
 /* Find and get, without locks, the four inodes. */
 static int rename_find(struct fs *fs, struct renaming *r)
 {
@@ -946,10 +975,12 @@ static int rename_find(struct fs *fs, struct renaming *r)
 	err = rename_loops(fs, r);
 	if (err)
 		return err;
-	err = inode_get(fs->v, r->source.ino, &r->ip[SOURCE]);
+	err = get_named(fs, r->ip[OLD_DIR], r->name, r->len, &r->source,
+			&r->ip[SOURCE]);
 	if (!err && r->target.ino)
-		err = inode_get(fs->v, r->target.ino, &r->ip[TARGET]);
-	return err == -ESTALE ? RETRY : err;	/* removed meanwhile */
+		err = get_named(fs, r->ip[NEW_DIR], r->new_name, r->new_len,
+				&r->target, &r->ip[TARGET]);
+	return err;
 }
 
 /* All are locked: do the names still mean what they did? */
@@ -1150,7 +1181,7 @@ static int rename_serial(struct fs *fs, struct renaming *r)
 		lock_lock(&fs->rename_lock);
 	while ((err = rename_once(fs, r)) == RETRY && again++ < RETRIES_MAX)
 		sched_yield();
-	if (err == RETRY)	/* an entry of an inode that does not exist */
+	if (err == RETRY)
 		err = -EUCLEAN;
 	if (across)
 		lock_unlock(&fs->rename_lock);

@@ -340,10 +340,15 @@ int xattr_list(struct volume *v, struct inode *ip, char *buf, size_t *len);
 /*
  * Walk a table's nodes and items as they are now (a read-only volume: after
  * replay). Nodes are verified: what fails is reported to `bad` and skipped.
- * Any callback may be NULL; a nonzero return ends the walk with it.
+ * Any callback may be NULL; a nonzero return ends the walk with it. `ahead`: a
+ * thread of its own reads and verifies ahead of the callbacks. `from`: nodes
+ * that hold nothing but lower keys are left out.
  */
 struct walk {
 	void *ctx;
+	bool ahead;
+	const uint8_t *from;
+	size_t from_len;
 	int (*node)(void *ctx, enum table table, unsigned level, uint64_t block);
 	int (*item)(void *ctx, enum table table, const uint8_t *key, size_t klen,
 		    const uint8_t *val, size_t vlen);

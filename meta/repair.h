@@ -19,6 +19,8 @@ struct volume_repair {
 	size_t claims;
 	const struct extent *release;	/* in use in the bitmaps alone */
 	size_t releases;
+	/* Read-only: the trees as they are without the journal. */
+	bool no_replay;
 	/* All bitmaps anew: what is claimed is in use, and nothing else. */
 	bool bitmaps_anew;
 	/* Nodes that cannot be read: given up, with all below them. */

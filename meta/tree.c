@@ -1103,56 +1103,304 @@ static int node_copy(struct volume *v, enum table t, unsigned level,
 }
 
 /*
- * Depth first, by reading each node again under no lock: the node in memory is
- * copied, so the callbacks may take their time.
+ * Depth first. One side reads and verifies, leaves that are neighbours in one
+ * go, and puts what it meets into batches in the order of the walk; the other
+ * takes a batch and calls back. No lock is held then, so callbacks may take
+ * their time. With walk.ahead the two are threads.
  */
-static int walk_node(struct volume *v, enum table t, unsigned level,
-		     const struct ptr *ptr, const struct walk *w)
+#define BATCHES 4u
+#define BATCH_NODES 64u
+#define BATCH_BYTES (512u << 10)
+
+struct met {
+	uint64_t block;
+	const char *why;		/* it is lost */
+	unsigned level;			/* 0: the batch holds the leaf itself */
+};
+
+struct batch {
+	struct met v[BATCH_NODES];
+	unsigned count;
+	uint8_t *nodes;			/* a block for each */
+};
+
+struct walker {
+	struct volume *v;
+	enum table t;
+	const struct walk *w;
+	bool ahead;			/* wanted, and worth a thread */
+	unsigned root_level;
+	struct ptr root;
+	unsigned max;			/* nodes in a batch */
+	uint64_t met;			/* in all */
+	struct batch batch[BATCHES];
+	struct lock lock;
+	pthread_cond_t moved;
+	unsigned filled, emptied;	/* batches so far, under the lock */
+	bool all;			/* there will be no more */
+	bool stop;			/* nobody takes any more */
+	int result;
+};
+
+static struct batch *batch_open(struct walker *k)
+{
+	return &k->batch[k->filled % BATCHES];
+}
+
+static int batch_tell(const struct walker *k, const struct batch *b)
+{
+	const struct walk *w = k->w;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < b->count; i++) {
+		const struct met *m = &b->v[i];
+		struct node n = {.d = (void *)(b->nodes +
+					       (size_t)i * k->v->block_bytes)};
+
+		if (m->why) {
+			if (w->bad)
+				r = w->bad(w->ctx, k->t, m->level, m->block,
+					   m->why);
+			continue;
+		}
+		if (w->node)
+			r = w->node(w->ctx, k->t, m->level, m->block);
+		if (m->level || !w->item)
+			continue;
+		for (unsigned j = 0; r == 0 && j < node_count(&n); j++) {
+			struct item it = node_item(&n, j);
+
+			r = w->item(w->ctx, k->t, it.key, it.klen, it.val,
+				    it.vlen);
+		}
+	}
+	return r;
+}
+
+/* The open batch is full, or the last: on to the next. 1: nobody wants it. */
+static int batch_pass(struct walker *k)
+{
+	struct batch *b = batch_open(k);
+	int r = 0;
+
+	if (!k->ahead) {
+		r = batch_tell(k, b);
+		b->count = 0;
+		return r;
+	}
+	lock_lock(&k->lock);
+	k->filled++;
+	pthread_cond_broadcast(&k->moved);
+	while (!k->stop && k->filled - k->emptied == BATCHES)
+		lock_wait(&k->lock, &k->moved);
+	r = k->stop;
+	batch_open(k)->count = 0;
+	lock_unlock(&k->lock);
+	return r;
+}
+
+/* Note a node; of a leaf, its block is in the batch already. */
+static int batch_add(struct walker *k, unsigned level, uint64_t block,
+		     const char *why)
+{
+	struct batch *b = batch_open(k);
+
+	/* A pointer that stands there twice could keep us for ever. */
+	if (k->met++ > k->v->blocks + k->v->fake_next)
+		return -EFSCORRUPTED;
+	b->v[b->count++] = (struct met){block, why, level};
+	return b->count < k->max ? 0 : batch_pass(k);
+}
+
+static struct disk_node *batch_room(struct walker *k)
+{
+	struct batch *b = batch_open(k);
+
+	return (void *)(b->nodes + (size_t)b->count * k->v->block_bytes);
+}
+
+static int walk_leaf(struct walker *k, const struct ptr *ptr)
+{
+	const char *why = NULL;
+	int r = node_copy(k->v, k->t, 0, ptr, batch_room(k), &why);
+
+	return r < 0 ? r : batch_add(k, 0, ptr->block, r ? why : NULL);
+}
+
+static bool is_cached(struct volume *v, const struct ptr *ptr)
+{
+	bool found;
+
+	rwlock_read(&v->commit);
+	found = cache_find(v, ptr) != NULL;
+	rwlock_unlock(&v->commit);
+	return found;
+}
+
+/*
+ * Leaves below `parent` from child *i on: those that stand behind each other
+ * by one read, past the cache, which they would only flood.
+ */
+static int walk_leaves(struct walker *k, const struct node *parent, unsigned *i)
+{
+	struct volume *v = k->v;
+	struct ptr ptr = node_child(parent, *i), p = ptr;
+	unsigned room = k->max - batch_open(k)->count, n = 0, at = *i;
+	uint8_t *nodes = (uint8_t *)batch_room(k);
+	int r = 0;
+
+	while (n < room && at + n < node_count(parent)) {
+		p = node_child(parent, at + n);
+		if (p.block != ptr.block + n || p.block >= v->blocks ||
+		    is_cached(v, &p))
+			break;
+		n++;
+	}
+	*i += n ? n : 1;
+	if (!n)
+		return walk_leaf(k, &ptr);
+	if (image_pread(v->im, nodes, (size_t)n * v->block_bytes,
+			blk_off(v, ptr.block)))
+		memset(nodes, 0, (size_t)n * v->block_bytes);
+	for (unsigned j = 0; j < n && r == 0; j++) {
+		p = node_child(parent, at + j);
+		if (node_verify((void *)(nodes + (size_t)j * v->block_bytes),
+				v->block_bytes, k->t, 0, &p, NULL))
+			r = walk_leaf(k, &p);
+		else
+			r = batch_add(k, 0, p.block, NULL);
+	}
+	return r;
+}
+
+/* Is all below child i lower than where the walk begins? */
+static bool walk_skips(const struct walker *k, const struct node *n, unsigned i)
+{
+	struct item next;
+
+	if (!k->w->from || i + 1 == node_count(n))
+		return false;
+	next = node_item(n, i + 1);
+	return key_cmp(next.key, next.klen, k->w->from, k->w->from_len) <= 0;
+}
+
+static int walk_node(struct walker *k, unsigned level, const struct ptr *ptr)
 {
 	struct node copy = {0};
-	const char *why;
+	const char *why = NULL;
 	int r;
 
-	copy.d = malloc(v->block_bytes);
+	if (level == 0)
+		return walk_leaf(k, ptr);
+	copy.d = malloc(k->v->block_bytes);
 	if (!copy.d)
 		return -ENOMEM;
-	r = node_copy(v, t, level, ptr, copy.d, &why);
-	if (r) {
-		free(copy.d);
-		if (r != 1)
-			return r;
-		return w->bad ? w->bad(w->ctx, t, level, ptr->block, why) : 0;
-	}
-	if (w->node)
-		r = w->node(w->ctx, t, level, ptr->block);
-	for (unsigned i = 0; r == 0 && i < node_count(&copy); i++) {
-		struct item it = node_item(&copy, i);
+	r = node_copy(k->v, k->t, level, ptr, copy.d, &why);
+	if (r >= 0) {
+		bool lost = r == 1;
 
-		if (level) {
+		r = batch_add(k, level, ptr->block, lost ? why : NULL);
+		for (unsigned i = 0; !lost && r == 0 && i < node_count(&copy);) {
 			struct ptr child = node_child(&copy, i);
 
-			r = walk_node(v, t, level - 1, &child, w);
-		} else if (w->item) {
-			r = w->item(w->ctx, t, it.key, it.klen, it.val, it.vlen);
+			if (walk_skips(k, &copy, i))
+				i++;
+			else if (level == 1)
+				r = walk_leaves(k, &copy, &i);
+			else
+				i++, r = walk_node(k, level - 1, &child);
 		}
 	}
 	free(copy.d);
 	return r;
 }
 
-int volume_walk(struct volume *v, enum table t, const struct walk *w)
+static void *walk_ahead(void *arg)
 {
-	struct tree *tr = &v->trees[t];
-	struct ptr root;
-	unsigned level;
+	struct walker *k = arg;
+	int r = walk_node(k, k->root_level, &k->root);
+
+	lock_lock(&k->lock);
+	k->result = r < 0 ? r : 0;
+	k->filled += batch_open(k)->count != 0 && !k->stop;
+	k->all = true;
+	pthread_cond_broadcast(&k->moved);
+	lock_unlock(&k->lock);
+	return NULL;
+}
+
+static int walk_follow(struct walker *k)
+{
+	pthread_t thread;
 	int r = 0;
 
+	if (pthread_create(&thread, NULL, walk_ahead, k))
+		return -EAGAIN;
+	lock_lock(&k->lock);
+	while (r == 0 && (!k->all || k->filled != k->emptied)) {
+		if (k->filled == k->emptied) {
+			lock_wait(&k->lock, &k->moved);
+			continue;
+		}
+		lock_unlock(&k->lock);
+		r = batch_tell(k, &k->batch[k->emptied % BATCHES]);
+		lock_lock(&k->lock);
+		k->emptied++;
+		pthread_cond_broadcast(&k->moved);
+	}
+	k->stop = true;
+	pthread_cond_broadcast(&k->moved);
+	lock_unlock(&k->lock);
+	pthread_join(thread, NULL);
+	return r ? r : k->result;
+}
+
+static int walk_tree(struct walker *k)
+{
+	size_t bytes = k->v->block_bytes;
+	int r = 0;
+
+	k->max = BATCH_BYTES / bytes < BATCH_NODES ? BATCH_BYTES / bytes
+						  : BATCH_NODES;
+	for (unsigned i = 0; i < (k->ahead ? BATCHES : 1); i++) {
+		k->batch[i].nodes = malloc(k->max * bytes);
+		if (!k->batch[i].nodes)
+			r = -ENOMEM;
+	}
+	lock_init(&k->lock, RANK_LEAF, "walk");
+	pthread_cond_init(&k->moved, NULL);
+	if (r == 0 && k->ahead)
+		r = walk_follow(k);
+	else if (r == 0)
+		r = walk_node(k, k->root_level, &k->root);
+	if (r == 0 && !k->ahead)
+		r = batch_pass(k);
+	pthread_cond_destroy(&k->moved);
+	lock_fini(&k->lock);
+	for (unsigned i = 0; i < BATCHES; i++)
+		free(k->batch[i].nodes);
+	return r;
+}
+
+int volume_walk(struct volume *v, enum table t, const struct walk *w)
+{
+	struct walker *k = calloc(1, sizeof(*k));
+	struct tree *tr = &v->trees[t];
+	int r = 0;
+
+	if (!k)
+		return -ENOMEM;
+	k->v = v;
+	k->t = t;
+	k->w = w;
 	rwlock_read(&v->commit);
-	root = tr->root;
-	level = tr->level;
+	k->root = tr->root;
+	k->root_level = tr->level;
 	rwlock_unlock(&v->commit);
-	if (root.block)
-		r = walk_node(v, t, level, &root, w);
+	k->ahead = w->ahead && k->root_level;
+	if (k->root.block)
+		r = walk_tree(k);
+	free(k);
 	for (size_t i = 0; t == TABLE_FILES && w->node && i < v->dropped.count; i++)
 		for (uint64_t j = 0; r == 0 && j < v->dropped.v[i].len; j++)
 			r = w->node(w->ctx, t, 255, v->dropped.v[i].start + j);
@@ -1260,7 +1508,7 @@ int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block)
 
 	if (r <= 0)
 		return r;
-	r = pool_fill(v, TREE_LEVELS, SPEND_CHECKPOINT);
+	r = v->readonly ? 0 : pool_fill(v, TREE_LEVELS, SPEND_CHECKPOINT);
 	while (r == 0) {
 		rwlock_write(&v->commit);
 		r = tree_spares_locked(v, TREE_LEVELS);

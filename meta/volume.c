@@ -19,6 +19,7 @@
  * are full, and runs checkpoints. It sleeps while nothing is dirty.
  */
 #include "meta/meta_priv.h"
+#include "meta/repair.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -595,8 +596,12 @@ static int open_ro(struct volume *v)
 {
 	int r;
 
+	if (v->opt.repair && v->opt.repair->no_replay)
+		return 0;
 	v->replaying = true;
-	r = journal_apply(v);
+	r = repair_nodes(v);
+	if (r == 0)
+		r = journal_apply(v);
 	if (r == 0 && !v->opt.repair)
 		r = intents_finish(v);
 	v->replaying = false;

@@ -6,6 +6,7 @@
  */
 #include "fs/fs_priv.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
@@ -311,6 +312,31 @@ static void rename_replaces(void **state)
 	assert_int_equal(find(w, ROOT_INO, "b"), a);
 	assert_int_equal(stat_of(w, b).st_nlink, 0);
 	assert_int_equal(ren(w, ROOT_INO, "a", ROOT_INO, "c", 0), -ENOENT);
+}
+
+/* Not a race that would be lost over and over. */
+static void rename_of_an_entry_for_no_inode_is_damage(void **state)
+{
+	struct world *w = *state;
+	struct inode *root;
+	struct txn *t;
+
+	make(w, ROOT_INO, "a");
+	OK(inode_get(w->v, ROOT_INO, &root));
+	rwlock_write(&root->lock);
+	OK(txn_begin(w->v, TXN_NORMAL, &t));
+	OK(dir_add(t, root, "gone", 4, 12345, DT_REG));
+	OK(txn_commit(t));
+	rwlock_unlock(&root->lock);
+	inode_put(w->v, root);
+	alarm(10);
+	for (int i = 0; i < 50; i++) {
+		assert_int_equal(ren(w, ROOT_INO, "gone", ROOT_INO, "b", 0),
+				 -EUCLEAN);
+		assert_int_equal(ren(w, ROOT_INO, "a", ROOT_INO, "gone", 0),
+				 -EUCLEAN);
+	}
+	alarm(0);
 }
 
 static void rename_of_two_names_of_one_file_does_nothing(void **state)
@@ -1017,6 +1043,7 @@ int main(void)
 		TEST(a_directory_must_be_empty_to_go),
 		TEST(a_symlink_says_what_it_was_told),
 		TEST(rename_replaces),
+		TEST(rename_of_an_entry_for_no_inode_is_damage),
 		TEST(rename_of_two_names_of_one_file_does_nothing),
 		TEST(rename_moves_directories_with_their_parents),
 		TEST(rename_refuses_loops_and_wrong_kinds),

@@ -7,9 +7,11 @@ _spaceweave_programs()
 	local name=$1 words
 	case $name in
 	mkfs) words="-b -f -h -J -K -L -n -q -U -v -V" ;;
-	fsck) words="-a -b -c -d -f -h -n -p -v -V -y" ;;
+	fsck) words="-a -b -c -d -f -h -n -p -u -v -V -y" ;;
 	mount) words="-d -f -h -o -s -V" ;;
 	umount) words="-h -l -q -t" ;;
+	undo) words="-f -h -n" ;;
+	scrub) words="-h -q -r -s" ;;
 	*) words=-h ;;
 	esac
 	case $name:$prev in
@@ -41,7 +43,7 @@ _spaceweave()
 		;;
 	esac
 	if [ "$COMP_CWORD" = 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W "mkfs mount umount fsck info map -h -V" -- \
+		mapfile -t COMPREPLY < <(compgen -W "mkfs mount umount fsck scrub undo info map -h -V" -- \
 			"${COMP_WORDS[1]}")
 	else
 		_spaceweave_programs "${COMP_WORDS[1]}"

@@ -14,8 +14,7 @@
  * is made again.
  */
 #include "tools/fsck.h"
-
-#include "meta/repair.h"
+#include "tools/undo.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -56,7 +55,7 @@ static const struct pass passes[] = {
 };
 
 static const char usage_text[] =
-"usage: fsck.spaceweave [-n | -p | -y] [-cdfvV] [-b superblock] IMAGE\n"
+"usage: fsck.spaceweave [-n | -p | -y] [-cdfvV] [-b superblock] [-u FILE] IMAGE\n"
 "Check a Spaceweave volume, and repair it. Without -n, -p or -y each repair is\n"
 "asked for on the terminal; where there is none nothing is changed.\n"
 "  -n        change nothing; works on a mounted volume too\n"
@@ -65,6 +64,7 @@ static const char usage_text[] =
 "  -f        check even if the volume is clean\n"
 "  -c        read all data too, and verify their checksums\n"
 "  -b N      say what superblock N (0, 1; backups 2, 3) holds, and end\n"
+"  -u FILE   save into FILE what repairs change: 'spaceweave undo FILE IMAGE'\n"
 "  -v        say more, and all findings of a kind however many\n"
 "  -d        debugging: what the volume says while it is read\n"
 "  -h, -V    this help; the version\n"
@@ -90,7 +90,7 @@ static void parse_options(int argc, char **argv, struct fsck *f)
 
 	f->mode = PROBLEM_ASK;
 	f->slot_wanted = -1;
-	while ((c = getopt(argc, argv, "npayfcvdVhb:")) != -1) {
+	while ((c = getopt(argc, argv, "npayfcvdVhb:u:")) != -1) {
 		switch (c) {
 		case 'n':
 			set_mode(f, PROBLEM_CHECK);
@@ -120,6 +120,9 @@ static void parse_options(int argc, char **argv, struct fsck *f)
 				cli_die(EXIT_USAGE,
 					"superblock '%s': 0, 1, 2 or 3", optarg);
 			f->slot_wanted = *optarg - '0';
+			break;
+		case 'u':
+			f->undo = optarg;
 			break;
 		case 'V':
 			cli_version();
@@ -160,10 +163,21 @@ static void open_image(struct fsck *f)
 	if (ret)
 		cli_die(EXIT_OPERATION, "cannot open '%s': %s", f->path,
 			strerror(-ret));
+	f->file = f->im;
 	if (f->live)
 		cli_warn("'%s' is in use by %s: what is found may be in motion",
 			 f->path,
 			 cli_holder(f->path, holder, sizeof(holder)));
+}
+
+/* From now on what is written over is saved first. */
+static void open_undo(struct fsck *f)
+{
+	int ret = undo_image(f->im, f->undo, &f->im);
+
+	if (ret)
+		cli_die(EXIT_OPERATION, "cannot make the undo file '%s': %s",
+			f->undo, strerror(-ret));
 }
 
 /* Is this a volume of ours at all, of a version that we know? */
@@ -182,6 +196,8 @@ static void recognise(struct fsck *f)
 	if (f->im->bytes >= BACKUP_OFFSET + SUPER_BYTES &&
 	    !image_pread(f->im, &s, sizeof(s), BACKUP_OFFSET) &&
 	    !super_verify(&s, 2, NULL))
+		return;
+	if (f->im->bytes >= VOLUME_MIN_BYTES && super_last(f->im, &s))
 		return;
 	cli_die(EXIT_OPERATION, "'%s' is not a Spaceweave volume", f->path);
 }
@@ -238,23 +254,64 @@ static void say(void *ctx, const char *text)
 		cli_warn("%s", text);
 }
 
-static int open_volume(struct fsck *f)
+static int tables_init(struct fsck *f)
 {
-	static const struct volume_repair as_it_is;
+	/* A leaf has no room for more than 27 inodes. */
+	uint64_t most = f->blocks << (f->shift - 12) << 5;
+	uint64_t inodes = get64(f->super.inodes);
+	int ret = blocks_init(&f->owned, f->blocks);
+
+	return ret ? ret : ino_init(&f->inodes, inodes < most ? inodes : most);
+}
+
+static int open_with(struct fsck *f, const struct volume_repair *how, char *msg,
+		     size_t len)
+{
 	struct volume_options opt = {.readonly = true,
 				     .no_threads = true,
-				     .repair = &as_it_is,
+				     .repair = how,
 				     .program = cli_program,
 				     .message = say,
 				     .message_ctx = f};
-	char msg[240] = "";
-	int ret = volume_open(f->im, &opt, &f->v, msg, sizeof(msg));
+	int ret = volume_open(f->im, &opt, &f->v, msg, len);
 
-	if (ret) {
+	if (ret)
 		f->v = NULL;
-		PROBLEM(P_VOLUME, .what = *msg ? msg : cli_error(ret));
-	}
 	return ret;
+}
+
+/*
+ * The volume as it is after replay. Where that fails for a node that replay
+ * wants and that is lost, the lost ones are looked for without the journal,
+ * and replay does without them: so it will be after the repair.
+ */
+static int open_volume(struct fsck *f)
+{
+	struct volume_repair how = {0};
+	char msg[240] = "";
+	int ret = open_with(f, &how, msg, sizeof(msg));
+
+	if (!ret)
+		return tables_init(f);
+	PROBLEM(P_VOLUME, .what = *msg ? msg : cli_error(ret));
+	how.no_replay = true;
+	if ((ret != -EUCLEAN && ret != -EBADMSG) ||
+	    open_with(f, &how, msg, sizeof(msg)))
+		return ret;
+	ret = tables_init(f);
+	for (unsigned t = 0; !ret && t < TABLE_SPACE; t++)
+		ret = fsck_walk(f, t, NULL);
+	volume_close(f->v);
+	f->v = NULL;
+	blocks_fini(&f->owned);
+	ino_fini(&f->inodes);
+	memset(f->nodes, 0, sizeof(f->nodes));
+	memset(f->items, 0, sizeof(f->items));
+	if (ret)
+		return ret;
+	how = (struct volume_repair){.lost = f->gone, .losts = f->gone_count};
+	ret = open_with(f, &how, msg, sizeof(msg));
+	return ret ? ret : tables_init(f);
 }
 
 static void forget(struct fsck *f)
@@ -274,13 +331,18 @@ static void forget(struct fsck *f)
 	free(f->intents);
 	f->intents = NULL;
 	f->intent_count = f->intent_room = 0;
-	free(f->chunk_free);
-	f->chunk_free = NULL;
+	free(f->chunk_used);
+	f->chunk_used = NULL;
+	free(f->there);
+	f->there = NULL;
 	repairs_fini(&f->repairs);
 	memset(f->nodes, 0, sizeof(f->nodes));
 	memset(f->items, 0, sizeof(f->items));
 	f->inode_count = f->data_blks = f->free_blks = 0;
 	memset(f->lost, 0, sizeof(f->lost));
+	free(f->gone);
+	f->gone = NULL;
+	f->gone_count = 0;
 	f->keep_blocks = f->drop_lost = f->look_again = f->incomplete = f->bitmaps_lost = false;
 	f->super_good = false;
 }
@@ -318,9 +380,11 @@ static int round_once(struct fsck *f, bool *skipped)
 			*skipped = may_skip(f);
 			if (*skipped)
 				break;
-			if (open_volume(f))
+			ret = open_volume(f);
+			if (!f->v) {
+				ret = ret == -ENOMEM ? ret : 0;
 				break;
-			ret = blocks_init(&f->owned, f->blocks);
+			}
 		}
 		if (!ret)
 			ret = p->run(f);
@@ -467,9 +531,13 @@ int main(int argc, char **argv)
 		status = show_super(&f);
 	} else {
 		recognise(&f);
+		if (f.undo && f.mode != PROBLEM_CHECK)
+			open_undo(&f);
 		status = f.mode == PROBLEM_CHECK ? check(&f) : repair(&f);
 	}
 	forget(&f);
-	image_close(f.im);
+	if (f.im != f.file)
+		image_close(f.im);
+	image_close(f.file);
 	return cli_finish(status, EXIT_OPERATION);
 }

@@ -15,6 +15,7 @@
  */
 
 #include "meta/meta.h"
+#include "meta/repair.h"
 #include "tools/cli.h"
 #include "tools/problem.h"
 
@@ -55,14 +56,17 @@ struct dir_rec {
 struct ino_table {
 	struct ino_rec *rec;
 	size_t count, room;
+	size_t last;		/* place found last */
 	uint32_t *hash;		/* place in rec[] + 1; 0 none */
 	size_t mask;
 	struct dir_rec *dirs;
 	size_t dir_count, dir_room;
 };
 
+/* Room for so many at once; more find theirs all the same. */
+int ino_init(struct ino_table *t, uint64_t expected);
 /* NULL when there is no such inode. */
-struct ino_rec *ino_find(const struct ino_table *t, uint64_t ino);
+struct ino_rec *ino_find(struct ino_table *t, uint64_t ino);
 /* Find it or make it. NULL when memory is short. */
 struct ino_rec *ino_need(struct ino_table *t, uint64_t ino);
 /* The directory's record, made if need be. Invalid after the next of these. */
@@ -73,10 +77,13 @@ void ino_fini(struct ino_table *t);
 
 /* A set of blocks: pages of bits, made when a bit in them is set. */
 #define BLOCKS_PAGE 32768u
+#define BLOCKS_GROUP 512u
 struct blocks {
 	uint8_t **page;
 	uint64_t pages;
+	uint8_t *some;		/* is there a page in this group of them? */
 };
+_Static_assert(BLOCKS_PAGE == ALLOC_CHUNK, "pages are what the allocator loads");
 
 int blocks_init(struct blocks *b, uint64_t blocks);
 void blocks_fini(struct blocks *b);
@@ -86,6 +93,8 @@ void blocks_fini(struct blocks *b);
  * again. Returns the blocks dealt with, or -ENOMEM.
  */
 int64_t blocks_put(struct blocks *b, uint64_t start, uint64_t len, bool *twice);
+/* The first page from `page` on that is not empty, or b->pages. */
+uint64_t blocks_next(const struct blocks *b, uint64_t page);
 /* The page's bits, or NULL when it is empty. */
 const uint8_t *blocks_page(const struct blocks *b, uint64_t page);
 
@@ -178,9 +187,11 @@ struct fsck {
 	enum problem_mode mode;
 	bool force, verbose, debug, data;
 	int slot_wanted;		/* -b; -1 */
+	const char *undo;		/* -u; NULL */
 
 	/* what is looked at */
-	struct image *im;
+	struct image *im;		/* what is written over is saved, with -u */
+	struct image *file;		/* the image itself */
 	struct volume *v;
 	bool live;			/* somebody holds it for writing */
 	bool super_good;		/* pass 1 found one: */
@@ -201,7 +212,9 @@ struct fsck {
 	struct runs shared;		/* each reference to blocks in refs */
 	struct intent_run *intents;
 	size_t intent_count, intent_room;
-	uint32_t *chunk_free;		/* of each ALLOC_CHUNK, by the bitmaps */
+	uint8_t *there;			/* a bit for each bitmap that there is, or
+					   that the journal takes blocks of */
+	uint32_t *chunk_used;		/* of each ALLOC_CHUNK, by the bitmaps */
 	uint64_t free_blks;		/* by the bitmaps */
 	uint64_t data_blks;		/* verified */
 	uint64_t inode_count;
@@ -212,6 +225,8 @@ struct fsck {
 	bool look_again;		/* the second walk is needed */
 	bool incomplete;		/* nodes are lost: counts mean little */
 	bool lost[TABLES];		/* of these tables */
+	struct lost_node *gone;		/* nodes that replay must do without */
+	size_t gone_count;
 	bool keep_blocks;		/* free none: who owns them is in doubt */
 	bool bitmaps_lost;		/* some cannot be read */
 	struct repairs repairs;
@@ -253,6 +268,8 @@ static inline uint64_t key64(const uint8_t *p)
 	return LE_SWAP64(__builtin_bswap64(x));
 }
 
+/* malloc(), in large pages where the host has them. */
+void *big_alloc(size_t bytes);
 /* printf into f->text, which is returned. */
 const char *fsck_text(struct fsck *f, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
@@ -277,8 +294,44 @@ int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len);
 int refs_sweep(struct fsck *f, const struct runs *refs,
 	       int (*fn)(struct fsck *f, uint64_t from, uint64_t to,
 			 uint64_t count));
+/* The first chunk from `chunk` on that may have blocks in use. */
+uint64_t fsck_next_used(const struct fsck *f, uint64_t chunk);
 /* Is [start, start + len) within the blocks that the allocator deals in? */
 bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len);
+
+/* ---- the journal, and superblocks ------------------------------------------------- */
+
+struct ring {
+	uint8_t *bytes;
+	size_t len;
+	uint64_t units, offset;
+	uint8_t *group;		/* a copy of the one looked at */
+};
+/* Also to be ended when this fails. */
+int ring_load(struct fsck *f, const struct disk_super *s, struct ring *r);
+void ring_fini(struct ring *r);
+/*
+ * The group at `unit`, if it is one, whole, and of this salt (NULL: of any); or
+ * NULL with a reason. Good until the next call.
+ */
+const struct disk_group *ring_group(struct ring *r, uint64_t unit,
+				    const uint64_t *salt, const char **why);
+uint64_t group_units(const struct disk_group *g);
+
+/* The backup in the last block, where no superblock tells which that is. */
+bool super_last(struct image *im, struct disk_super *s);
+/* Write a superblock to both slots. */
+int super_replace(struct fsck *f, const struct disk_super *s);
+/* Let nobody open the volume for writing until its bitmaps are made anew. */
+void super_distrust_space(struct disk_super *s);
+/*
+ * A superblock with what never changes as in `from`, and the rest from journal
+ * and nodes. -ENOENT: there is no tree of files.
+ */
+int rescue_super(struct fsck *f, const struct disk_super *from,
+		 struct disk_super *out);
+/* The same, written; it ends the round. */
+int rescue(struct fsck *f, enum problem_id id, const struct disk_super *from);
 
 /* One item of an inode's, for the walk of pass 4. */
 struct cur;

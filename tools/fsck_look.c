@@ -181,7 +181,7 @@ static const char *type_word(uint8_t type)
 }
 
 /* A directory has one entry: the one in its parent, the first there. */
-static bool is_second(const struct fsck *f, struct ino_rec *r, uint64_t dir)
+static bool is_second(struct fsck *f, struct ino_rec *r, uint64_t dir)
 {
 	if (r->ino == ROOT_INO)
 		return true;
@@ -355,7 +355,7 @@ static int look_node(void *ctx, enum table t, unsigned level, uint64_t block)
 
 /* ---- items without an inode ------------------------------------------------------------ */
 
-static bool is_lost(const struct fsck *f, uint64_t ino)
+static bool is_lost(struct fsck *f, uint64_t ino)
 {
 	const struct ino_rec *r = ino_find(&f->inodes, ino);
 

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* `v` with room for one more, or NULL; *room doubles. */
 static void *grow(void *v, size_t size, size_t count, size_t *room)
@@ -19,6 +20,20 @@ static void *grow(void *v, size_t size, size_t count, size_t *room)
 	return p;
 }
 
+void *big_alloc(size_t bytes)
+{
+	const size_t large = 2u << 20;
+	void *p;
+
+	if (bytes < large)
+		return malloc(bytes ? bytes : 1);
+	bytes = (bytes + large - 1) / large * large;
+	p = aligned_alloc(large, bytes);
+	if (p)
+		madvise(p, bytes, MADV_HUGEPAGE);
+	return p;
+}
+
 /* ---- inodes ------------------------------------------------------------------- */
 
 static size_t ino_hash(uint64_t ino)
@@ -26,17 +41,21 @@ static size_t ino_hash(uint64_t ino)
 	return (size_t)((ino * 0x9e3779b97f4a7c15ull) >> 20);
 }
 
-struct ino_rec *ino_find(const struct ino_table *t, uint64_t ino)
+struct ino_rec *ino_find(struct ino_table *t, uint64_t ino)
 {
 	if (!t->hash)
 		return NULL;
+	/* Mostly it is the one of last time, or that after it. */
+	for (size_t i = t->last; i < t->count && i < t->last + 2; i++)
+		if (t->rec[i].ino == ino)
+			return &t->rec[t->last = i];
 	for (size_t i = ino_hash(ino);; i++) {
 		uint32_t at = t->hash[i & t->mask];
 
 		if (!at)
 			return NULL;
 		if (t->rec[at - 1].ino == ino)
-			return &t->rec[at - 1];
+			return &t->rec[t->last = at - 1];
 	}
 }
 
@@ -52,15 +71,30 @@ static void ino_link(struct ino_table *t, size_t place)
 static int ino_rehash(struct ino_table *t)
 {
 	size_t slots = t->hash ? (t->mask + 1) * 2 : 1024;
-	uint32_t *hash = calloc(slots, sizeof(*hash));
+	uint32_t *hash;
 
+	while (slots / 3 * 2 < t->room)
+		slots *= 2;
+	hash = big_alloc(slots * sizeof(*hash));
 	if (!hash)
 		return -ENOMEM;
+	memset(hash, 0, slots * sizeof(*hash));
 	free(t->hash);
 	t->hash = hash;
 	t->mask = slots - 1;
 	for (size_t i = 0; i < t->count; i++)
 		ino_link(t, i);
+	return 0;
+}
+
+int ino_init(struct ino_table *t, uint64_t expected)
+{
+	size_t n = (size_t)(expected + expected / 64 + 64);
+
+	t->rec = big_alloc(n * sizeof(*t->rec));
+	if (!t->rec)
+		return -ENOMEM;
+	t->room = n;
 	return 0;
 }
 
@@ -82,7 +116,7 @@ struct ino_rec *ino_need(struct ino_table *t, uint64_t ino)
 	r = &t->rec[t->count];
 	memset(r, 0, sizeof(*r));
 	r->ino = ino;
-	ino_link(t, t->count++);
+	ino_link(t, t->last = t->count++);
 	return r;
 }
 
@@ -117,14 +151,17 @@ int blocks_init(struct blocks *b, uint64_t blocks)
 {
 	b->pages = (blocks + BLOCKS_PAGE - 1) / BLOCKS_PAGE;
 	b->page = calloc(b->pages, sizeof(*b->page));
-	return b->page ? 0 : -ENOMEM;
+	b->some = calloc(b->pages / BLOCKS_GROUP + 1, 1);
+	return b->page && b->some ? 0 : -ENOMEM;
 }
 
 void blocks_fini(struct blocks *b)
 {
-	for (uint64_t i = 0; b->page && i < b->pages; i++)
+	for (uint64_t i = 0; b->page && b->some && i < b->pages;
+	     i = blocks_next(b, i + 1))
 		free(b->page[i]);
 	free(b->page);
+	free(b->some);
 	memset(b, 0, sizeof(*b));
 }
 
@@ -142,6 +179,7 @@ int64_t blocks_put(struct blocks *b, uint64_t start, uint64_t len, bool *twice)
 		*page = calloc(1, BLOCKS_PAGE / 8);
 		if (!*page)
 			return -ENOMEM;
+		b->some[start / BLOCKS_PAGE / BLOCKS_GROUP] = 1;
 	}
 	if (len > BLOCKS_PAGE - at)
 		len = BLOCKS_PAGE - at;
@@ -157,6 +195,17 @@ int64_t blocks_put(struct blocks *b, uint64_t start, uint64_t len, bool *twice)
 		n++;
 	}
 	return (int64_t)n;
+}
+
+uint64_t blocks_next(const struct blocks *b, uint64_t page)
+{
+	while (page < b->pages && !b->page[page]) {
+		page++;
+		while (page < b->pages && page % BLOCKS_GROUP == 0 &&
+		       !b->some[page / BLOCKS_GROUP])
+			page += BLOCKS_GROUP;
+	}
+	return page < b->pages ? page : b->pages;
 }
 
 const uint8_t *blocks_page(const struct blocks *b, uint64_t page)

@@ -154,6 +154,18 @@ static int walk_node(void *ctx, enum table t, unsigned level, uint64_t block)
 	return fsck_own(f, 0, block, 1);
 }
 
+/* Noted while the trees are looked at without the journal. */
+static int note_gone(struct fsck *f, enum table t, unsigned level, uint64_t block)
+{
+	struct lost_node *p = realloc(f->gone, (f->gone_count + 1) * sizeof(*p));
+
+	if (!p)
+		return -ENOMEM;
+	f->gone = p;
+	p[f->gone_count++] = (struct lost_node){t, level, block};
+	return 0;
+}
+
 static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 		    const char *what)
 {
@@ -171,8 +183,11 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 		return -ENOMEM;
 	w->f->incomplete = true;
 	w->f->lost[t] = true;
-	/* Whatever it holds, its block is taken. */
-	if (block < 1ull << 62 && fsck_in_volume(w->f, block, 1))
+	if (!w->item && note_gone(w->f, t, level, block))
+		return -ENOMEM;
+	/* Whatever it holds, its block is taken; where all bitmaps are to be
+	 * made anew it is not. */
+	if (t != TABLE_SPACE && block < 1ull << 62 && fsck_in_volume(w->f, block, 1))
 		return fsck_own(w->f, 0, block, 1);
 	return 0;
 }
@@ -206,7 +221,10 @@ int fsck_walk(struct fsck *f, enum table t,
 			  const uint8_t *val, size_t vlen))
 {
 	struct walker *w = calloc(1, sizeof(*w));
-	struct walk walk = {.node = walk_node, .item = walk_item, .bad = walk_bad};
+	struct walk walk = {.node = walk_node,
+			    .item = walk_item,
+			    .bad = walk_bad,
+			    .ahead = true};
 	int ret;
 
 	if (!w)

@@ -46,6 +46,20 @@ static void copy_load(struct fsck *f, unsigned i, uint64_t off, struct copy *c)
 		c->why = "it cannot be used";
 }
 
+bool super_last(struct image *im, struct disk_super *s)
+{
+	for (unsigned shift = BLOCK_SHIFT_MIN; shift <= BLOCK_SHIFT_MAX; shift++) {
+		uint64_t blocks = im->bytes >> shift;
+
+		if (blocks &&
+		    !image_pread(im, s, sizeof(*s), (blocks - 1) << shift) &&
+		    !super_verify(s, 3, NULL) &&
+		    get32(s->block_shift) == shift && get64(s->blocks) == blocks)
+			return true;
+	}
+	return false;
+}
+
 /* What never changes: which field differs, or NULL. */
 static const char *differs(const struct disk_super *a, const struct disk_super *b)
 {
@@ -156,6 +170,58 @@ static int newest(const struct copy *c)
 	return get64(c[1].s.gen) > get64(c[0].s.gen);
 }
 
+/* Both slots by the same state, the older one first: a crash leaves one. */
+int super_replace(struct fsck *f, const struct disk_super *s)
+{
+	int ret = copy_write(f, 1 - f->slot, s);
+
+	if (!ret)
+		ret = copy_write(f, f->slot, s);
+	if (!ret)
+		f->super = *s;
+	return ret;
+}
+
+int rescue(struct fsck *f, enum problem_id id, const struct disk_super *from)
+{
+	struct disk_super s;
+	int ret = rescue_super(f, from, &s);
+
+	if (ret == -ENOENT) {
+		PROBLEM(P_SUPER_NO_TREE, .is = 0);
+		f->super_good = false;
+		return 0;
+	}
+	if (!ret)
+		ret = super_replace(f, &s);
+	if (ret)
+		return ret;
+	problem_fixed(id);
+	f->super_good = false;		/* look again before all else */
+	return 0;
+}
+
+static int both_lost(struct fsck *f, struct copy *c)
+{
+	const struct copy *from = &c[2];
+
+	if (from->why) {
+		from = &c[3];
+		c[3].why = super_last(f->im, &c[3].s) ?
+				   NULL :
+				   "there is none at the end of the image";
+	}
+	if (!from->why) {
+		if (PROBLEM(P_SUPER_LOST, .is = from == &c[2] ? 2 : 3,
+			    .what = c[0].why))
+			return rescue(f, P_SUPER_LOST, &from->s);
+		return 0;
+	}
+	for (unsigned i = 0; i < COPIES; i++)
+		PROBLEM(P_SUPER_NONE, .is = i, .what = c[i].why);
+	return 0;
+}
+
 int pass1(struct fsck *f)
 {
 	struct copy c[COPIES];
@@ -167,13 +233,8 @@ int pass1(struct fsck *f)
 		copy_load(f, i, copy_offset(NULL, i), &c[i]);
 	good = newest(c);
 	f->super_good = good >= 0;
-	if (good < 0) {
-		for (unsigned i = 0; i < SUPER_SLOTS; i++)
-			PROBLEM(P_SUPER_SLOT, .is = i, .what = c[i].why);
-		if (c[2].why)
-			PROBLEM(P_BACKUP_BAD, .is = 2, .what = c[2].why);
-		return 0;
-	}
+	if (good < 0)
+		return both_lost(f, c);
 	s = &c[good].s;
 	f->super = *s;
 	f->slot = (unsigned)good;
@@ -227,12 +288,9 @@ int repair_super(struct fsck *f)
 	}
 	if (!any)
 		return 0;
-	ret = copy_write(f, 1 - f->slot, &s);
-	if (!ret)
-		ret = copy_write(f, f->slot, &s);
+	ret = super_replace(f, &s);
 	if (ret)
 		return ret;
-	f->super = s;
 	for (size_t i = 0; i < f->repairs.count; i++)
 		if (f->repairs.v[i].kind == REPAIR_SUPER)
 			problem_fixed(f->repairs.v[i].id);

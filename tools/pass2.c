@@ -10,52 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct ring {
-	struct fsck *f;
-	uint8_t *bytes;
-	size_t len;
-	uint64_t units, salt;
-	uint8_t *group;		/* a copy of the one looked at */
-};
-
-/* Copy the group at `unit` out of the ring: its header, or NULL with a reason. */
-static struct disk_group *group_load(struct ring *r, uint64_t unit,
-				     const char **why)
-{
-	size_t at = (size_t)(unit % r->units) * JOURNAL_UNIT, first;
-	struct disk_group *g = (void *)r->group;
-	uint64_t sum;
-	size_t len;
-
-	memcpy(g, r->bytes + at, sizeof(*g));
-	len = get32(g->bytes);
-	*why = NULL;
-	if (get32(g->magic) != GROUP_MAGIC)
-		*why = "there is no group";
-	else if (get64(g->salt) != r->salt)
-		*why = "it is from another time";
-	else if (len < sizeof(*g) || len > r->len)
-		*why = "its length makes no sense";
-	if (*why)
-		return NULL;
-	first = len < r->len - at ? len : r->len - at;
-	memcpy(r->group, r->bytes + at, first);
-	memcpy(r->group + first, r->bytes, len - first);
-	sum = get64(g->csum);
-	g->csum = put64(0);
-	if (checksum(g, len) != sum) {
-		*why = "its checksum does not match";
-		return NULL;
-	}
-	g->csum = put64(sum);
-	return g;
-}
-
-static uint64_t group_units(const struct disk_group *g)
-{
-	return (get32(g->bytes) + JOURNAL_UNIT - 1) / JOURNAL_UNIT;
-}
-
 /* What is wrong with an item, or NULL. */
 static const char *item_wrong(const struct fsck *f, const struct disk_jitem *ji,
 			      const uint8_t *end)
@@ -93,7 +47,22 @@ static const char *item_wrong(const struct fsck *f, const struct disk_jitem *ji,
 	}
 }
 
-static const char *items_wrong(const struct fsck *f, const struct disk_group *g)
+/* Blocks that it takes may be in a bitmap that is not there yet. */
+static void note_take(struct fsck *f, const struct disk_jitem *ji)
+{
+	le64 run[2];
+	uint64_t i, last;
+
+	if (ji->type != JITEM_TAKE)
+		return;
+	memcpy(run, ji->bytes, sizeof(run));
+	i = get64(run[0]) / f->per_bitmap;
+	last = (get64(run[0]) + get64(run[1]) - 1) / f->per_bitmap;
+	for (; i <= last; i++)
+		f->there[i / 8] |= (uint8_t)(1u << (i % 8));
+}
+
+static const char *items_wrong(struct fsck *f, const struct disk_group *g)
 {
 	const uint8_t *p = (const uint8_t *)(g + 1);
 	const uint8_t *end = (const uint8_t *)g + get32(g->bytes);
@@ -104,40 +73,88 @@ static const char *items_wrong(const struct fsck *f, const struct disk_group *g)
 
 		if (why)
 			return why;
+		note_take(f, ji);
 		p = ji->bytes + get16(ji->klen) + get16(ji->vlen);
 	}
 	return p == end ? NULL : "bytes are left over";
 }
 
-/* The highest "durable until here" in the ring. */
-static uint64_t attested(struct ring *r)
+/* The newest statements in the ring: durable until here, and as of when. */
+static void attested(struct ring *r, const struct disk_super *s, uint64_t *must,
+		     uint64_t *gen)
 {
-	uint64_t must = get64(r->f->super.durable_seq);
+	uint64_t salt = get64(s->salt);
 	const char *why;
 
+	*must = get64(s->durable_seq);
+	*gen = 0;
 	for (uint64_t u = 0; u < r->units; u++) {
-		const struct disk_group *g = group_load(r, u, &why);
+		const struct disk_group *g = ring_group(r, u, NULL, &why);
 
 		if (!g)
 			continue;
-		if (get64(g->durable_seq) > must)
-			must = get64(g->durable_seq);
+		if (get64(g->salt) == salt && get64(g->durable_seq) > *must)
+			*must = get64(g->durable_seq);
+		if (get64(g->checkpoint_gen) > *gen)
+			*gen = get64(g->checkpoint_gen);
 		u += group_units(g) - 1;
 	}
-	return must;
 }
 
-static void follow(struct ring *r)
+/*
+ * The volume's history ends before group `seq`, which is damaged, though it was
+ * durable. What follows goes out of the ring first; what the superblock says
+ * of the bitmaps can be believed no more if it had counted on that group.
+ */
+static int cut_journal(struct fsck *f, struct ring *r, uint64_t seq)
 {
-	struct fsck *f = r->f;
+	static const uint8_t none[JOURNAL_UNIT];
+	uint64_t salt = get64(f->super.salt);
+	struct disk_super s = f->super;
+	const char *why;
+	int ret = 0;
+
+	for (uint64_t u = 0; !ret && u < r->units; u++) {
+		const struct disk_group *g = ring_group(r, u, &salt, &why);
+
+		if (g && get64(g->seq) >= seq)
+			ret = image_pwrite(f->im, none, sizeof(none),
+					   r->offset + u * JOURNAL_UNIT);
+	}
+	if (!ret)
+		ret = image_flush(f->im);
+	if (get64(s.durable_seq) >= seq) {
+		s.durable_seq = put64(seq - 1);
+		super_distrust_space(&s);
+	}
+	return ret ? ret : super_replace(f, &s);
+}
+
+static int group_bad(struct fsck *f, struct ring *r, enum problem_id id,
+		     uint64_t seq, const char *why)
+{
+	int ret = 0;
+
+	f->incomplete = true;
+	if (!PROBLEM(id, .is = seq, .what = why))
+		return 0;
+	ret = cut_journal(f, r, seq);
+	if (ret)
+		return ret;
+	problem_fixed(id);
+	f->super_good = false;		/* look again before all else */
+	return 0;
+}
+
+static int follow(struct fsck *f, struct ring *r, uint64_t must)
+{
 	const struct disk_super *s = &f->super;
 	uint64_t unit = get64(s->tail_unit), seq = get64(s->tail_seq);
-	uint64_t prev = get64(s->tail_prev), start = unit, must = attested(r);
-	uint64_t changes = 0;
+	uint64_t prev = get64(s->tail_prev), start = unit, salt = get64(s->salt);
 	const char *why = NULL;
 
 	for (;;) {
-		const struct disk_group *g = group_load(r, unit, &why);
+		const struct disk_group *g = ring_group(r, unit, &salt, &why);
 
 		if (!g)
 			break;
@@ -150,46 +167,46 @@ static void follow(struct ring *r)
 			break;
 		}
 		why = items_wrong(f, g);
-		if (why) {
-			PROBLEM(P_JOURNAL_ITEM, .is = seq, .what = why);
-			break;
-		}
+		if (why)
+			return group_bad(f, r, P_JOURNAL_ITEM, seq, why);
 		prev = get64(g->csum);
 		unit += group_units(g);
 		seq++;
 		f->groups++;
 		/* those of a checkpoint itself are no operations */
-		changes += get32(g->items) && !get64(g->of_gen);
+		f->changes += get32(g->items) && !get64(g->of_gen);
 	}
-	if (seq <= must) {
-		PROBLEM(P_JOURNAL_GROUP, .is = seq, .what = why);
-		f->incomplete = true;
-	}
-	f->changes = changes;
+	return seq <= must ? group_bad(f, r, P_JOURNAL_GROUP, seq, why) : 0;
+}
+
+/* The superblock is older than the journal. */
+static int stale(struct fsck *f, uint64_t gen)
+{
+	f->incomplete = true;
+	if (!PROBLEM(P_SUPER_STALE, .is = get64(f->super.gen), .want = gen))
+		return 0;
+	return rescue(f, P_SUPER_STALE, &f->super);
 }
 
 int pass2(struct fsck *f)
 {
 	const struct disk_super *s = &f->super;
-	struct ring r = {.f = f,
-			 .units = get64(s->journal_units),
-			 .salt = get64(s->salt)};
 	struct repair replay = {.kind = REPAIR_REPLAY, .id = P_JOURNAL_REPLAY};
-	int ret;
+	uint64_t must = 0, gen = 0;
+	struct ring r;
+	int ret = ring_load(f, s, &r);
 
 	f->groups = f->changes = 0;
-	r.len = (size_t)(r.units * JOURNAL_UNIT);
-	r.bytes = malloc(r.len);
-	r.group = malloc(r.len);
-	ret = r.bytes && r.group ? 0 : -ENOMEM;
-	if (!ret)
-		ret = image_pread(f->im, r.bytes, r.len,
-				  get64(s->journal_block) << f->shift);
-	if (!ret)
-		follow(&r);
-	free(r.bytes);
-	free(r.group);
-	if (ret || !f->changes)
+	free(f->there);
+	f->there = calloc(f->blocks / f->per_bitmap / 8 + 1, 1);
+	if (!f->there)
+		ret = -ENOMEM;
+	if (!ret) {
+		attested(&r, s, &must, &gen);
+		ret = gen > get64(s->gen) ? stale(f, gen) : follow(f, &r, must);
+	}
+	ring_fini(&r);
+	if (ret || !f->changes || !f->super_good)
 		return ret;
 	replay.id = get32(s->flags) & SUPER_CLEAN ? P_JOURNAL_CLEAN :
 						    P_JOURNAL_REPLAY;

@@ -35,7 +35,6 @@ static uint64_t bits_set(const uint8_t *bits, uint64_t n)
 /* ---- the bitmaps as they stand in the image ------------------------------------ */
 
 static uint8_t *raw;			/* one block */
-static uint8_t *there;			/* a bit for each bitmap that there is */
 static uint64_t raw_used;		/* in all of them */
 
 static int bitmaps_anew(struct fsck *f, enum problem_id id, bool yes)
@@ -92,7 +91,7 @@ static int space_item(struct fsck *f, const uint8_t *key, size_t klen,
 					    .what = "a bitmap's place"));
 	}
 	memcpy(&d, val, sizeof(d));
-	there[index / 8] |= (uint8_t)(1u << (index % 8));
+	f->there[index / 8] |= (uint8_t)(1u << (index % 8));
 	if (!fsck_in_volume(f, get64(d.block), 1)) {
 		f->bitmaps_lost = true;
 		return bitmaps_anew(f, P_SPACE_PLACE,
@@ -168,56 +167,48 @@ static void compare_page(struct fsck *f, struct wrong *w, uint64_t page,
 	}
 }
 
-/* No bitmap, no owner, no journal that knows more: wholly free, unread. */
-static bool is_empty(const struct fsck *f, uint64_t index, uint64_t units)
+/* The first bitmap from `index` on that there is. */
+static uint64_t next_there(const struct fsck *f, uint64_t index, uint64_t count)
 {
-	uint64_t first = index * f->per_bitmap / BLOCKS_PAGE;
-
-	if (f->changes || there[index / 8] >> (index % 8) & 1)
-		return false;
-	for (uint64_t u = 0; u < units; u += BLOCKS_PAGE)
-		if (blocks_page(&f->owned, first + u / BLOCKS_PAGE))
-			return false;
-	return true;
+	while (index < count && !(f->there[index / 8] >> (index % 8) & 1))
+		index = f->there[index / 8] >> (index % 8) ? index + 1 :
+							     (index / 8 + 1) * 8;
+	return index < count ? index : count;
 }
 
-static void count_empty(struct fsck *f, uint64_t index, uint64_t units)
+uint64_t fsck_next_used(const struct fsck *f, uint64_t chunk)
 {
-	uint64_t first = index * f->per_bitmap / BLOCKS_PAGE;
+	uint64_t per = f->per_bitmap / BLOCKS_PAGE, count = f->owned.pages;
+	uint64_t owned = blocks_next(&f->owned, chunk);
+	uint64_t there = next_there(f, chunk / per, (count + per - 1) / per) * per;
 
-	for (uint64_t u = 0; u < units; u += BLOCKS_PAGE)
-		f->chunk_free[first + u / BLOCKS_PAGE] =
-			units - u < BLOCKS_PAGE ? (uint32_t)(units - u) :
-						  BLOCKS_PAGE;
-	f->free_blks += units;
+	if (there < chunk)
+		there = chunk;
+	return owned < there ? owned : there < count ? there : count;
 }
 
 static int compare(struct fsck *f)
 {
 	uint64_t count = (f->blocks + f->per_bitmap - 1) / f->per_bitmap;
 	uint8_t *bits = malloc((size_t)1 << f->shift);
+	uint64_t per = f->per_bitmap / BLOCKS_PAGE;
 	struct wrong w = {.f = f};
 	int ret = bits ? 0 : -ENOMEM;
 
-	f->free_blks = 0;
-	for (uint64_t i = 0; !ret && i < count; i++) {
-		uint64_t units = units_of(f, i);
-		uint64_t first = i * f->per_bitmap / BLOCKS_PAGE;
+	f->free_blks = f->blocks;
+	for (uint64_t i = 0; !ret && i < count;
+	     i = fsck_next_used(f, (i + 1) * per) / per) {
+		uint64_t units = units_of(f, i), first = i * per;
 
-		if (is_empty(f, i, units)) {
-			count_empty(f, i, units);
-			continue;
-		}
 		ret = volume_bitmap(f->v, i, bits);
 		for (uint64_t u = 0; !ret && u < units; u += BLOCKS_PAGE) {
 			uint64_t n = units - u < BLOCKS_PAGE ? units - u :
 							       BLOCKS_PAGE;
 			const uint8_t *part = bits + u / 8;
-			uint64_t free_blks = n - bits_set(part, n);
+			uint64_t used = bits_set(part, n);
 
-			f->chunk_free[first + u / BLOCKS_PAGE] =
-				(uint32_t)free_blks;
-			f->free_blks += free_blks;
+			f->chunk_used[first + u / BLOCKS_PAGE] = (uint32_t)used;
+			f->free_blks -= used;
 			if (!f->incomplete)
 				compare_page(f, &w, first + u / BLOCKS_PAGE,
 					     part, n);
@@ -283,9 +274,8 @@ int pass8(struct fsck *f)
 	int ret;
 
 	raw = malloc((size_t)1 << f->shift);
-	f->chunk_free = calloc(chunks, sizeof(*f->chunk_free));
-	there = calloc(f->blocks / f->per_bitmap / 8 + 1, 1);
-	ret = raw && there && f->chunk_free ? 0 : -ENOMEM;
+	f->chunk_used = calloc(chunks, sizeof(*f->chunk_used));
+	ret = raw && f->chunk_used ? 0 : -ENOMEM;
 	raw_used = 0;
 	if (!ret)
 		ret = own_fixed(f);
@@ -296,6 +286,5 @@ int pass8(struct fsck *f)
 		ret = check_counts(f);
 	if (!ret && !f->bitmaps_lost)
 		ret = compare(f);
-	free(there);
 	return ret;
 }

@@ -24,6 +24,14 @@ static int load(void *ctx, uint64_t chunk, void *bits)
 	return ret;
 }
 
+static uint32_t chunk_free(const struct fsck *f, uint64_t chunk)
+{
+	uint64_t left = f->blocks - chunk * ALLOC_CHUNK;
+
+	return (uint32_t)(left < ALLOC_CHUNK ? left : ALLOC_CHUNK) -
+	       f->chunk_used[chunk];
+}
+
 /* Chunks that are wholly free, or full, go together. */
 static int describe(void *ctx, uint64_t chunk, uint64_t *count, uint32_t *units)
 {
@@ -32,10 +40,17 @@ static int describe(void *ctx, uint64_t chunk, uint64_t *count, uint32_t *units)
 
 	if (chunk >= chunks)
 		return -ERANGE;
-	*units = f->chunk_free[chunk];
-	if (*units == 0 || *units == ALLOC_CHUNK)
-		while (chunk + n < chunks && f->chunk_free[chunk + n] == *units)
+	*units = chunk_free(f, chunk);
+	if (*units == ALLOC_CHUNK) {
+		n = fsck_next_used(f, chunk) - chunk;
+		/* the last one may be shorter */
+		if (chunk + n == chunks && f->blocks % ALLOC_CHUNK)
+			n--;
+		n = n ? n : 1;
+	} else if (*units == 0) {
+		while (chunk + n < chunks && !chunk_free(f, chunk + n))
 			n++;
+	}
 	*count = n;
 	return 0;
 }

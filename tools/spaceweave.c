@@ -26,6 +26,8 @@ static const struct verb verbs[] = {
 	{"mount", NULL, "mount.spaceweave", "mount a volume: IMAGE DIR [-o OPTIONS]"},
 	{"umount", verb_umount, NULL, "unmount, wait until all is durable: DIR"},
 	{"fsck", NULL, "fsck.spaceweave", "check and repair: IMAGE"},
+	{"scrub", verb_scrub, NULL, "verify all data and metadata: IMAGE|DIR"},
+	{"undo", verb_undo, NULL, "take back what fsck -u changed: FILE IMAGE"},
 	{"info", verb_info, NULL, "what a volume is and holds: IMAGE|DIR"},
 	{"map", verb_map, NULL, "a picture of its free space: IMAGE|DIR"},
 };

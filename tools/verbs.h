@@ -10,6 +10,8 @@
 int verb_umount(int argc, char **argv);
 int verb_info(int argc, char **argv);
 int verb_map(int argc, char **argv);
+int verb_undo(int argc, char **argv);
+int verb_scrub(int argc, char **argv);
 
 /*
  * Where a volume is mounted. `source` is the image as it was given to
@@ -43,5 +45,11 @@ struct view {
 };
 int view_open(const char *path, struct view *out);
 void view_close(struct view *w);
+
+/*
+ * The same image, read past the host's cache where that is possible, and not to be
+ * changed. `under` is a file image; the new one closes it.
+ */
+int image_direct(struct image *under, struct image **out);
 
 #endif

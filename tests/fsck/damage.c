@@ -39,6 +39,7 @@
  *   group N                          spoil the Nth group of the journal
  *   dirty N                          N small transactions, durable, and a crash
  *   truncate BYTES                   of the image
+ *   has PATH                         breaks nothing: fails if it is not there
  *
  * Numbers take 0x. A field's VALUE may be +N or -N, or @PATH, an inode's number.
  */
@@ -963,6 +964,8 @@ static bool raw_command(const char *c, int n, char **a)
 		spoil_bitmap(number(a[0]));
 	else if (!strcmp(c, "space") && n == 3)
 		space_field(number(a[0]), a[1], a[2]);
+	else if (!strcmp(c, "has") && n == 1)
+		ino_of(a[0]);
 	else if (!strcmp(c, "fuzz") && n == 1)
 		fuzz(number(a[0]));
 	else if (!strcmp(c, "data") && n == 2)

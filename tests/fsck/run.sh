@@ -4,9 +4,11 @@
 #   damage COMMAND...    what to break (tests/fsck/damage.c), in this order
 #   finds CODE...        what fsck -fn has to find, no more and no less
 #   repaired_by p|y|none who repairs it: -p, only -y, or nothing here
+#   keeps PATH...        what must be there after a repair
 #
 # Checking must change nothing and exit with 4. After a repair, which exits with
 # 1, a second run must find nothing. What -p must not repair it leaves alone.
+# A repair is taken back in the end ("spaceweave undo"), to the last byte.
 # `notes` instead of `finds`: no error, exit status 0 (with these notes).
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
@@ -18,12 +20,13 @@ tmp=${TMPDIR:-/var/tmp}
 work=$(mktemp -d "$tmp/spaceweave-fsck.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 image=$work/image
-want='' want_status=4 by=none data=''
+want='' want_status=4 by=none data='' keep=''
 
 damage() { "$damage_program" "$image" "$@"; }
 finds() { want=$*; }
 notes() { want=$* want_status=0; }
 repaired_by() { by=$1; }
+keeps() { keep=$*; }
 with_data() { data=-c; }
 size() { "$bin/mkfs.spaceweave" -qf "$@"; }
 
@@ -58,7 +61,7 @@ sed "s|$image|image|" "$work/out"
 cp --sparse=always "$image" "$work/copy"
 case $by in
 p)
-	fsck 1 -fp $data
+	fsck 1 -fp $data -u "$work/undo"
 	fsck 0 -fn $data
 	;;
 y)
@@ -66,7 +69,7 @@ y)
 	timeout 60 "$bin/fsck.spaceweave" -fp $data "$image" </dev/null >"$work/out" 2>&1 || status=$?
 	[ $((status & ~1)) = 4 ] || fail "fsck -p: status $status, not 4 or 5"
 	mv "$work/copy" "$image"
-	fsck 1 -fy $data
+	fsck 1 -fy $data -u "$work/undo"
 	sed "s|$image|image|" "$work/out"
 	fsck 0 -fn $data
 	;;
@@ -76,3 +79,11 @@ none)
 	[ $((status & ~1)) = 4 ] || fail "fsck -y: status $status, not 4 or 5"
 	;;
 esac
+for path in $keep; do
+	damage has "$path" || fail "$path is gone"
+done
+
+# A repair can be taken back, to the last byte.
+[ $by != none ] || exit 0
+"$bin/spaceweave" undo "$work/undo" "$image" >"$work/out" 2>&1 || fail "cannot be undone"
+[ "$before" = "$(sha256sum <"$image")" ] || fail "undo did not bring back what was there"

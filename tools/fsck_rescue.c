@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A superblock from what is left, when the newest one is lost. What never
+ * changes comes from a backup, or from the older slot. The rest:
+ *
+ *   1. Each checkpoint leaves a group in the ring that names it (of_gen), and
+ *      groups after it say that it was durable. The newest such checkpoint is
+ *      the one to go on from; its groups have the salt.
+ *   2. What it changed in the tree of files was written with its number, the
+ *      root among it: the root is the node of the highest level among those
+ *      of the highest birth that is not above it. So all nodes in the image
+ *      are looked at; the first root below which everything is there is it.
+ *      If there is none the newest is taken, and later passes repair that.
+ *   3. The chain of groups that ends with the last one that is durable, as far
+ *      back as it goes. It begins before the checkpoint; but items are
+ *      absolute, so applying more of them, in order, comes to the same.
+ *
+ * Not taken over are the table of references, whose older states lie about as
+ * well (an intent of yesterday would cut today's file), and the bitmaps. Both
+ * are made anew from the files. Until the next round has done so the table of
+ * bitmaps has a root that is none, and nobody can open the volume for writing.
+ */
+#include "tools/fsck.h"
+
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define ROOTS 32u
+#define PIECE (1u << 20)
+
+struct root {
+	struct disk_ptr ptr;
+	unsigned level;
+};
+
+/* What was found below a root. */
+struct census {
+	uint64_t nodes, items, inodes, max_ino, lost;
+};
+
+struct group_at {
+	uint64_t unit, units, salt, seq, prev, csum, durable, checkpoint, of_gen;
+};
+
+struct rescue {
+	struct fsck *f;
+	struct disk_super s;
+	unsigned shift;
+	uint64_t blocks, limit;
+	struct group_at *groups;
+	size_t count;
+	struct root root[ROOTS];	/* by birth, the newest first */
+	unsigned roots;
+	unsigned top;			/* the highest level met */
+	struct census census;
+};
+
+void super_distrust_space(struct disk_super *s)
+{
+	s->root[TABLE_SPACE] = (struct disk_root){
+		.ptr = {.block = put64(get64(s->blocks) - 1), .birth = s->gen}};
+	s->free_blks = put64(0);
+	s->flags = put32(get32(s->flags) & ~SUPER_CLEAN);
+}
+
+/* ---- the ring ------------------------------------------------------------------ */
+
+static int ring_survey(struct rescue *r)
+{
+	struct ring ring;
+	const char *why;
+	size_t room = 0;
+	int ret = ring_load(r->f, &r->s, &ring);
+
+	for (uint64_t u = 0; !ret && u < ring.units; u++) {
+		const struct disk_group *g = ring_group(&ring, u, NULL, &why);
+		struct group_at *p = r->groups;
+
+		if (!g)
+			continue;
+		if (r->count == room) {
+			room = room ? room * 2 : 256;
+			p = realloc(p, room * sizeof(*p));
+			if (!p) {
+				ret = -ENOMEM;
+				break;
+			}
+			r->groups = p;
+		}
+		p[r->count++] = (struct group_at){
+			u, group_units(g), get64(g->salt), get64(g->seq),
+			get64(g->prev), get64(g->csum), get64(g->durable_seq),
+			get64(g->checkpoint_gen), get64(g->of_gen)};
+		u += group_units(g) - 1;
+	}
+	ring_fini(&ring);
+	return ret;
+}
+
+/* The newest checkpoint that a group is of, below `below`; its group or NULL. */
+static const struct group_at *newest_checkpoint(const struct rescue *r,
+						uint64_t below)
+{
+	const struct group_at *best = NULL;
+
+	for (size_t i = 0; i < r->count; i++) {
+		const struct group_at *g = &r->groups[i];
+
+		if (g->of_gen && g->of_gen < below &&
+		    (!best || g->of_gen > best->of_gen ||
+		     (g->of_gen == best->of_gen &&
+		      g->checkpoint > best->checkpoint)))
+			best = g;
+	}
+	return best;
+}
+
+static const struct group_at *find_group(const struct rescue *r, uint64_t salt,
+					 uint64_t seq, uint64_t csum)
+{
+	for (size_t i = 0; i < r->count; i++) {
+		const struct group_at *g = &r->groups[i];
+
+		if (g->salt == salt && g->seq == seq && g->csum == csum)
+			return g;
+	}
+	return NULL;
+}
+
+/* The tail: as far back from the last durable group as the chain goes. */
+static void set_tail(struct rescue *r, uint64_t salt)
+{
+	uint64_t must = 0, units = get64(r->s.journal_units);
+	const struct group_at *g = NULL, *p;
+
+	for (size_t i = 0; i < r->count; i++)
+		if (r->groups[i].salt == salt && r->groups[i].durable > must)
+			must = r->groups[i].durable;
+	for (size_t i = 0; i < r->count; i++) {
+		p = &r->groups[i];
+		if (p->salt == salt &&
+		    (!g || (g->seq > must ? p->seq < g->seq :
+				    p->seq <= must && p->seq > g->seq)))
+			g = p;
+	}
+	if (!g)
+		return;
+	r->s.durable_seq = put64(g->seq <= must ? g->seq : g->seq - 1);
+	while ((p = find_group(r, salt, g->seq - 1, g->prev)) &&
+	       (p->unit + p->units) % units == g->unit)
+		g = p;
+	r->s.salt = put64(salt);
+	r->s.tail_unit = put64(g->unit);
+	r->s.tail_seq = put64(g->seq);
+	r->s.tail_prev = put64(g->prev);
+}
+
+/* ---- nodes ----------------------------------------------------------------------- */
+
+/* Is this block a node of the files that knows its own place? */
+static bool is_node(const struct rescue *r, struct disk_node *d, uint64_t block)
+{
+	uint64_t sum = get64(d->csum);
+	bool good;
+
+	if (get32(d->magic) != NODE_MAGIC || d->table != TABLE_FILES ||
+	    d->level >= 16 || get64(d->self.block) != block)
+		return false;
+	d->csum = put64(0);
+	good = checksum(d, (size_t)1 << r->shift) == sum;
+	d->csum = put64(sum);
+	return good;
+}
+
+/* Keep the highest node of each birth, of the newest births. */
+static void note_node(struct rescue *r, const struct disk_node *d)
+{
+	uint64_t birth = get64(d->self.birth);
+	unsigned i = 0;
+
+	if (birth > r->limit)
+		return;
+	if (d->level > r->top)
+		r->top = d->level;
+	while (i < r->roots && get64(r->root[i].ptr.birth) > birth)
+		i++;
+	if (i == ROOTS)
+		return;
+	if (i < r->roots && get64(r->root[i].ptr.birth) == birth) {
+		if (d->level > r->root[i].level)
+			r->root[i] = (struct root){d->self, d->level};
+		return;
+	}
+	if (r->roots < ROOTS)
+		r->roots++;
+	memmove(&r->root[i + 1], &r->root[i],
+		(r->roots - 1 - i) * sizeof(r->root[0]));
+	r->root[i] = (struct root){d->self, d->level};
+}
+
+/* Where the host holds data from `off` on; false: nowhere. */
+static bool next_data(const struct rescue *r, uint64_t *off, uint64_t *end)
+{
+	int fd = image_fd(r->f->file);
+	off_t data, hole;
+
+	*end = r->blocks << r->shift;
+	if (*off >= *end)
+		return false;
+	if (fd < 0 || r->f->file->blockdev)
+		return true;
+	data = lseek(fd, (off_t)*off, SEEK_DATA);
+	if (data < 0)
+		return errno == EINVAL;
+	hole = lseek(fd, data, SEEK_HOLE);
+	*off = (uint64_t)data >> r->shift << r->shift;
+	if (hole >= 0 && (uint64_t)hole < *end)
+		*end = (((uint64_t)hole - 1) >> r->shift << r->shift) +
+		       (1ull << r->shift);
+	return *off < *end;
+}
+
+static int scan_nodes(struct rescue *r)
+{
+	size_t size = (size_t)1 << r->shift;
+	uint8_t *buf = malloc(PIECE);
+	uint64_t off = HEAD_BYTES, end;
+	int ret = buf ? 0 : -ENOMEM;
+
+	r->roots = r->top = 0;
+	while (!ret && next_data(r, &off, &end)) {
+		size_t n = end - off < PIECE ? (size_t)(end - off) : PIECE;
+		/* what cannot be read holds nothing for us */
+		bool good = !image_pread(r->f->im, buf, n, off);
+
+		for (size_t at = 0; good && at < n; at += size)
+			if (is_node(r, (void *)(buf + at), (off + at) >> r->shift))
+				note_node(r, (void *)(buf + at));
+		off += n;
+		cli_progress("nodes", off >> r->shift, r->blocks);
+	}
+	cli_progress_end();
+	free(buf);
+	return ret;
+}
+
+/* ---- below a root ------------------------------------------------------------------ */
+
+static void count_item(struct census *c, const uint8_t *key, size_t klen)
+{
+	c->items++;
+	if (klen < 9)
+		return;
+	if (key64(key) > c->max_ino)
+		c->max_ino = key64(key);
+	c->inodes += key[8] == KEY_INODE;
+}
+
+static int count_below(struct rescue *r, const struct disk_ptr *ptr,
+		       unsigned level)
+{
+	size_t size = (size_t)1 << r->shift;
+	uint64_t block = get64(ptr->block);
+	struct disk_node *d = malloc(size);
+	struct census *c = &r->census;
+	int ret = 0;
+
+	if (!d)
+		return -ENOMEM;
+	if (!block || block >= r->blocks || c->nodes > r->blocks ||
+	    image_pread(r->f->im, d, size, block << r->shift) ||
+	    !is_node(r, d, block) || d->level != level ||
+	    memcmp(&d->self, ptr, sizeof(*ptr))) {
+		c->lost++;
+		free(d);
+		return 0;
+	}
+	c->nodes++;
+	for (unsigned i = 0; !ret && i < get16(d->count); i++) {
+		size_t at = get16(((const le16 *)(d + 1))[i]);
+		const struct disk_item *it = (const void *)((uint8_t *)d + at);
+		struct disk_ptr child;
+
+		if (at + sizeof(*it) > size ||
+		    at + sizeof(*it) + get16(it->klen) + get16(it->vlen) > size ||
+		    (level && get16(it->vlen) != sizeof(child))) {
+			c->lost++;
+			break;
+		}
+		if (!level) {
+			count_item(c, it->bytes, get16(it->klen));
+			continue;
+		}
+		memcpy(&child, it->bytes + get16(it->klen), sizeof(child));
+		ret = count_below(r, &child, level - 1);
+	}
+	free(d);
+	return ret;
+}
+
+/* The first root, of the highest level if `top`, that has all below it. */
+static int whole_root(struct rescue *r, bool top, const struct root **out)
+{
+	int ret = 0;
+
+	*out = NULL;
+	for (unsigned i = 0; !ret && !*out && i < r->roots; i++) {
+		if (top && r->root[i].level != r->top)
+			continue;
+		r->census = (struct census){0};
+		ret = count_below(r, &r->root[i].ptr, r->root[i].level);
+		if (!r->census.lost)
+			*out = &r->root[i];
+	}
+	return ret;
+}
+
+static int set_root(struct rescue *r, bool whole, bool *found)
+{
+	const struct root *root;
+	int ret = whole_root(r, true, &root);
+
+	if (!ret && !root)
+		ret = whole_root(r, false, &root);
+	if (!ret && !root && !whole && r->roots) {
+		root = &r->root[0];
+		r->census = (struct census){0};
+		ret = count_below(r, &root->ptr, root->level);
+	}
+	*found = !ret && root;
+	if (!*found)
+		return ret;
+	r->s.root[TABLE_FILES] = (struct disk_root){
+		.ptr = root->ptr,
+		.nodes = put64(r->census.nodes),
+		.items = put64(r->census.items),
+		.level = put32(root->level)};
+	r->s.inodes = put64(r->census.inodes);
+	/* None is given out twice, however many had been since. */
+	r->s.next_ino = put64(r->census.max_ino + (1ull << 40));
+	return 0;
+}
+
+/* ---- the whole ----------------------------------------------------------------------- */
+
+static int build(struct rescue *r)
+{
+	const struct group_at *g = newest_checkpoint(r, UINT64_MAX);
+	uint64_t durable = 0;
+	bool found = false;
+	int ret = 0;
+
+	for (size_t i = 0; i < r->count; i++)
+		if (r->groups[i].checkpoint > durable)
+			durable = r->groups[i].checkpoint;
+	/* One that may not have taken place counts if all of it is there. */
+	for (; !ret && !found && g; g = newest_checkpoint(r, g->of_gen)) {
+		r->limit = g->of_gen;
+		r->s.gen = put64(g->of_gen);
+		set_tail(r, g->salt);
+		ret = scan_nodes(r);
+		if (!ret)
+			ret = set_root(r, g->of_gen > durable, &found);
+	}
+	if (ret || found)
+		return ret;
+	/* No journal: the newest tree there is. */
+	r->limit = UINT64_MAX;
+	ret = scan_nodes(r);
+	if (!ret)
+		ret = set_root(r, false, &found);
+	if (!ret && found)
+		r->s.gen = r->root[0].ptr.birth;
+	return ret ? ret : found ? 0 : -ENOENT;
+}
+
+int rescue_super(struct fsck *f, const struct disk_super *from,
+		 struct disk_super *out)
+{
+	struct rescue *r = calloc(1, sizeof(*r));
+	int ret;
+
+	if (!r)
+		return -ENOMEM;
+	r->f = f;
+	r->s = *from;
+	r->shift = get32(from->block_shift);
+	r->blocks = get64(from->blocks);
+	memset(r->s.root, 0, sizeof(r->s.root));
+	r->s.gen = r->s.tail_unit = r->s.tail_prev = put64(0);
+	r->s.durable_seq = put64(0);
+	r->s.tail_seq = put64(1);
+	ret = ring_survey(r);
+	if (!ret)
+		ret = build(r);
+	super_distrust_space(&r->s);
+	if (!ret)
+		*out = r->s;
+	free(r->groups);
+	free(r);
+	return ret;
+}

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * spaceweave undo FILE IMAGE: takes back what fsck.spaceweave -u FILE did. All
+ * records are verified before the first byte is written. A record that is cut
+ * off at the end of the file is no loss: fsck stopped there before it touched
+ * the image.
+ */
+#include "tools/undo.h"
+
+#include "tools/cli.h"
+#include "tools/verbs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char undo_usage[] =
+"usage: spaceweave undo [-fnh] FILE IMAGE\n"
+"Take back what 'fsck.spaceweave -u FILE' has changed in an image.\n"
+"  -f   even if the image was changed since\n"
+"  -n   only verify FILE, and say what would be done\n"
+"  -h   this help\n";
+
+struct undo {
+	const char *path;
+	int fd;
+	uint64_t bytes, salt;		/* of the file */
+	struct disk_undo *rec;		/* and its bytes */
+	struct image *im;
+	bool ended, changed;
+	uint64_t saved;
+};
+
+/* The record at `at`: its length in the file, 0 when there is none. */
+static uint64_t record_read(struct undo *u, uint64_t at)
+{
+	struct disk_undo *d = u->rec;
+	uint64_t len, sum;
+
+	if (at + UNDO_UNIT > u->bytes ||
+	    pread(u->fd, d, UNDO_UNIT, (off_t)at) != UNDO_UNIT ||
+	    get64(d->magic) != UNDO_MAGIC || get32(d->version) != UNDO_VERSION)
+		return 0;
+	len = get32(d->kind) == UNDO_HEAD ? 0 : get64(d->bytes);
+	if (len > UNDO_RECORD_MAX || at + UNDO_UNIT + len > u->bytes ||
+	    pread(u->fd, d + 1, len, (off_t)(at + UNDO_UNIT)) != (ssize_t)len)
+		return 0;
+	sum = get64(d->csum);
+	d->csum = put64(0);
+	if (checksum(d, UNDO_UNIT + len) != sum)
+		return 0;
+	return UNDO_UNIT + (len + UNDO_UNIT - 1) / UNDO_UNIT * UNDO_UNIT;
+}
+
+static bool head_read(struct undo *u)
+{
+	if (!record_read(u, 0) || get32(u->rec->kind) != UNDO_HEAD) {
+		cli_warn("'%s' is not an undo file", u->path);
+		return false;
+	}
+	u->salt = get64(u->rec->salt);
+	if (get64(u->rec->bytes) == u->im->bytes)
+		return true;
+	cli_warn("'%s' is for an image of %" PRIu64 " bytes, not %" PRIu64,
+		 u->path, get64(u->rec->bytes), u->im->bytes);
+	return false;
+}
+
+/* Are the superblocks as fsck left them? */
+static int end_compare(struct undo *u)
+{
+	const uint8_t *as_left = (const uint8_t *)(u->rec + 1);
+	uint8_t now[SUPER_BYTES];
+	int ret = 0;
+
+	u->ended = true;
+	for (unsigned i = 0; !ret && i < SUPER_SLOTS; i++) {
+		ret = image_pread(u->im, now, sizeof(now), SUPER_SLOT_OFFSET(i));
+		if (memcmp(now, as_left + (size_t)i * SUPER_BYTES, SUPER_BYTES))
+			u->changed = true;
+	}
+	return ret;
+}
+
+static int record_use(struct undo *u, bool write)
+{
+	uint64_t off = get64(u->rec->offset), len = get64(u->rec->bytes);
+
+	if (get32(u->rec->kind) == UNDO_END)
+		return write ? 0 : end_compare(u);
+	if (get32(u->rec->kind) != UNDO_SAVED)
+		return -EINVAL;
+	if (write)
+		return image_pwrite(u->im, u->rec + 1, len, off);
+	if (off > u->im->bytes || len > u->im->bytes - off)
+		return -EINVAL;
+	u->saved += len;
+	return 0;
+}
+
+/* All records in order. False after an error, which has been reported. */
+static bool each_record(struct undo *u, bool write)
+{
+	uint64_t at = UNDO_UNIT, len;
+
+	while ((len = record_read(u, at)) && get64(u->rec->salt) == u->salt) {
+		int ret = record_use(u, write);
+
+		if (ret) {
+			cli_warn("'%s': %s", write ? u->im->name : u->path,
+				 strerror(-ret));
+			return false;
+		}
+		at += len;
+		cli_progress(write ? "undo" : "verify", at, u->bytes);
+	}
+	/* What is cut off was the last: nothing may follow it. */
+	for (; at < u->bytes; at += UNDO_UNIT)
+		if (record_read(u, at) && get64(u->rec->salt) == u->salt) {
+			cli_warn("'%s' is damaged before byte %" PRIu64,
+				 u->path, at);
+			return false;
+		}
+	return true;
+}
+
+static int undo(struct undo *u, bool force, bool look)
+{
+	char size[16];
+	int ret;
+
+	if (!head_read(u) || !each_record(u, false))
+		return 1;
+	if (!u->ended)
+		cli_warn("'%s' has no end: fsck was cut off", u->path);
+	if (u->changed && !force) {
+		cli_warn("'%s' was changed since; -f takes back what fsck did "
+			 "nevertheless", u->im->name);
+		return 1;
+	}
+	if (!look) {
+		if (!each_record(u, true))
+			return 1;
+		ret = image_flush(u->im);
+		if (ret) {
+			cli_warn("'%s': %s", u->im->name, strerror(-ret));
+			return 1;
+		}
+	}
+	printf("%s: %s %s\n", u->im->name, cli_size(u->saved, size),
+	       look ? "to be put back" : "put back");
+	return 0;
+}
+
+static int run(const char *file, const char *image, bool force, bool look)
+{
+	struct undo u = {.path = file};
+	struct stat st;
+	int ret = image_open(image, look ? IMAGE_READ : IMAGE_WRITE, &u.im);
+
+	if (ret) {
+		cli_warn("cannot open '%s': %s", image,
+			 ret == -EBUSY ? "it is in use" : strerror(-ret));
+		return 1;
+	}
+	u.rec = malloc(UNDO_UNIT + UNDO_RECORD_MAX);
+	u.fd = open(file, O_RDONLY | O_CLOEXEC);
+	if (!u.rec || u.fd < 0 || fstat(u.fd, &st)) {
+		cli_warn("cannot open '%s': %s", file, strerror(errno));
+		ret = 1;
+	} else {
+		u.bytes = (uint64_t)st.st_size;
+		ret = undo(&u, force, look);
+	}
+	if (u.fd >= 0)
+		close(u.fd);
+	free(u.rec);
+	image_close(u.im);
+	return ret;
+}
+
+int verb_undo(int argc, char **argv)
+{
+	bool force = false, look = false;
+	int c;
+
+	optind = 1;
+	while ((c = getopt(argc, argv, "fnh")) != -1) {
+		switch (c) {
+		case 'f':
+			force = true;
+			break;
+		case 'n':
+			look = true;
+			break;
+		case 'h':
+			fputs(undo_usage, stdout);
+			return 0;
+		default:
+			fputs(undo_usage, stderr);
+			return 1;
+		}
+	}
+	if (argc - optind != 2) {
+		fputs(undo_usage, stderr);
+		return 1;
+	}
+	return run(argv[optind], argv[optind + 1], force, look);
+}
