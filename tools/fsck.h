@@ -40,7 +40,7 @@ struct ino_rec {
 	uint8_t flags;		/* INO_ */
 	uint8_t type;		/* DT_, by its mode */
 	uint8_t entry_type;	/* DT_, by its first entry */
-	uint8_t reserved;
+	bool remade;		/* its inode item was lost and will be made anew */
 };
 
 struct dir_rec {
@@ -129,7 +129,7 @@ enum repair_kind {
 	REPAIR_ENTRY_INDEX,	/* entry name in dir `a` gets an index */
 	REPAIR_INDEX_ENTRY,	/* index `b` of dir `a` gets its entry */
 	REPAIR_INDEX_SET,	/* index `b` of dir `a` as its entry has it */
-	REPAIR_ROOT,		/* make the root directory */
+	REPAIR_INODE,		/* make inode ino, of mode `a` and size `b` */
 	REPAIR_LOST,		/* ino into lost+found */
 	REPAIR_ORPHAN_ADD,
 	REPAIR_ORPHAN_REMOVE,
@@ -362,7 +362,7 @@ struct cur {
 	unsigned target_pieces;
 	bool target_gap;
 	/* map */
-	uint64_t map_end, blks;
+	uint64_t map_end, written_end, blks;
 	const struct intent_run *intent;
 	bool beyond;			/* said so once */
 	/* directory */

@@ -199,6 +199,8 @@ static int check_entry(struct look *l, uint64_t dir, const struct ent *e)
 	struct fsck *f = l->f;
 	struct ino_rec *r = ino_find(&f->inodes, e->ino);
 
+	if (r && r->remade)
+		return 0;
 	if (!r || !(r->flags & INO_SEEN)) {
 		if (PROBLEM(P_ENTRY_NO_INODE, .dir = dir, .ino = e->ino,
 			    .name = e->name, .name_len = e->len))
@@ -359,7 +361,8 @@ static bool is_lost(struct fsck *f, uint64_t ino)
 {
 	const struct ino_rec *r = ino_find(&f->inodes, ino);
 
-	return problem_count(P_INODE_MISSING) && !(r && r->flags & INO_SEEN);
+	return problem_count(P_INODE_MISSING) &&
+	       !(r && (r->flags & INO_SEEN || r->remade));
 }
 
 /* Pass 4 has said it once for all items of the inode. */

@@ -328,14 +328,16 @@ static int lost_found_make(struct txn *t, struct inode *root, struct inode **out
 	return ret;
 }
 
-/* The root directory's inode, as mkfs makes it; the entries are still there. */
-static int make_root(struct fsck *f)
+/* An inode whose own item is lost; what else belongs to it is still there. */
+static int make_inode(struct fsck *f, const struct repair *r)
 {
 	struct time_ns now = now_time();
-	struct attr a = {.mode = S_IFDIR | 0755,
-			 .nlink = 2,
-			 .parent = ROOT_INO,
-			 .next_index = 3,
+	bool dir = S_ISDIR(r->a);
+	struct attr a = {.mode = (uint32_t)r->a,
+			 .size = r->b,
+			 .nlink = dir ? 2 : 1,
+			 .parent = dir ? ROOT_INO : 0,
+			 .next_index = dir ? FIRST_INDEX : 0,
 			 .atime = now,
 			 .mtime = now,
 			 .ctime = now,
@@ -348,7 +350,7 @@ static int make_root(struct fsck *f)
 	if (ret)
 		return ret;
 	attr_encode(&a, &d);
-	file_key(&k, ROOT_INO, KEY_INODE, "", 0);
+	file_key(&k, r->ino, KEY_INODE, "", 0);
 	ret = repair_put(t, TABLE_FILES, k.b, k.len, &d, sizeof(d));
 	if (ret) {
 		txn_abort(t);
@@ -462,8 +464,8 @@ static int repair_one(struct fsck *f, const struct repair *r)
 	case REPAIR_INDEX_ENTRY:
 	case REPAIR_INDEX_SET:
 		return entry_change(f, r);
-	case REPAIR_ROOT:
-		return make_root(f);
+	case REPAIR_INODE:
+		return make_inode(f, r);
 	case REPAIR_LOST:
 		return adopt(f, r);
 	case REPAIR_ORPHAN_ADD:

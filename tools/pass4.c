@@ -280,6 +280,51 @@ static void foreign_items(void)
 		PROBLEM(P_INODE_FOREIGN, .ino = cur.ino, .what = what);
 }
 
+/*
+ * The items of an inode are there, its own is not. If it can have been a file,
+ * make one of what is left, so that nothing else is lost: its links, counts
+ * and name are put right in the next round. Else the items go.
+ */
+static int inode_lost(struct fsck *f)
+{
+	struct ino_rec *rec = ino_find(&f->inodes, cur.ino);
+	struct repair r = {.kind = REPAIR_INODE,
+			   .id = P_INODE_MISSING,
+			   .ino = cur.ino};
+	uint8_t type = rec && rec->links ? rec->entry_type : DT_REG;
+	const char *what = "an xattr";
+
+	f->look_again = true;
+	if (cur.entries || cur.indexes) {
+		type = DT_DIR;
+		what = cur.entries ? "its entries" : "its indexes";
+		r.b = cur.entries;
+	} else if (cur.map_end) {
+		type = DT_REG;
+		what = "its data";
+		r.b = cur.written_end > (uint64_t)INT64_MAX >> f->shift ?
+			      INT64_MAX :
+			      cur.written_end << f->shift;
+	} else if (cur.target_pieces) {
+		type = DT_LNK;
+		what = "its target";
+		r.b = cur.target_bytes;
+	}
+	r.a = (uint64_t)type << 12 | (type == DT_DIR ? 0700 : 0600);
+	if (!PROBLEM(P_INODE_MISSING, .ino = cur.ino, .what = what))
+		return 0;
+	if (cur.ino < FIRST_INO || !mode_known((uint32_t)r.a) ||
+	    (cur.ino >= get64(f->super.next_ino) && !f->changes)) {
+		f->drop_lost = true;
+		return 0;
+	}
+	rec = ino_need(&f->inodes, cur.ino);
+	if (!rec)
+		return -ENOMEM;
+	rec->remade = true;
+	return repair_later(f, &r);
+}
+
 static int inode_end(struct fsck *f)
 {
 	int ret;
@@ -290,18 +335,8 @@ static int inode_end(struct fsck *f)
 	if (ret)
 		return ret;
 	if (!cur.seen) {
-		const char *what = cur.map_end	       ? "its data" :
-				   cur.entries ? "its entries" :
-				   cur.indexes ? "its indexes" :
-				   cur.xattrs  ? "an xattr" :
-						 "others";
-
-		if (cur.ino == ROOT_INO)
-			return 0;	/* pass 5 has a better repair */
-		if (PROBLEM(P_INODE_MISSING, .ino = cur.ino, .what = what))
-			f->drop_lost = true;
-		f->look_again = true;
-		return 0;
+		/* of the root pass 5 has a better repair */
+		return cur.ino == ROOT_INO ? 0 : inode_lost(f);
 	}
 	foreign_items();
 	if (cur.a.xattrs != cur.xattrs)

@@ -111,6 +111,8 @@ int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 	}
 	if (blk + len > c->map_end)
 		c->map_end = blk + len;
+	if (!(get32(m.flags) & MAP_UNWRITTEN))
+		c->written_end = c->map_end;
 	c->blks += len;
 	if (!fsck_in_volume(f, start, len)) {
 		PROBLEM(P_MAP_PLACE, .ino = c->ino, .is = blk, .blk = start,

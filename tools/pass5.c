@@ -94,7 +94,10 @@ int pass5(struct fsck *f)
 	int ret = 0;
 
 	if (!root || !(root->flags & INO_SEEN)) {
-		struct repair r = {.kind = REPAIR_ROOT, .id = P_ROOT_MISSING};
+		struct repair r = {.kind = REPAIR_INODE,
+				   .id = P_ROOT_MISSING,
+				   .ino = ROOT_INO,
+				   .a = S_IFDIR | 0755};
 
 		if (PROBLEM(P_ROOT_MISSING, .what = "there is no inode 1"))
 			ret = repair_later(f, &r);
