@@ -215,11 +215,13 @@ static struct node **hash_slot(struct volume *v, uint64_t block)
 	return p;
 }
 
-static struct node *cache_find(struct volume *v, const struct ptr *p)
+/* A damaged pointer may lead to a node that is there for another: level and table. */
+static struct node *cache_find(struct volume *v, enum table t, unsigned level,
+			       const struct ptr *p)
 {
 	struct node *n = *hash_slot(v, p->block);
 
-	if (!n || n->self.stamp != p->stamp)
+	if (!n || n->self.stamp != p->stamp || n->level != level || n->table != t)
 		return NULL;
 	if (!atomic_load_explicit(&n->used, memory_order_relaxed))
 		atomic_store_explicit(&n->used, true, memory_order_relaxed);
@@ -503,7 +505,7 @@ void tree_unwritten_locked(struct volume *v, enum table t, struct node_list *l)
 static struct node *fetch(struct volume *v, const struct tree *tr, unsigned level,
 			  const struct ptr *ptr, struct tree_miss *miss)
 {
-	struct node *n = cache_find(v, ptr);
+	struct node *n = cache_find(v, tr->table, level, ptr);
 
 	if (n)
 		return n;
@@ -566,11 +568,11 @@ static int path_step(struct volume *v, const struct tree *tr, struct path *p,
 int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *bad,
 	      int *bad_err)
 {
-	struct node *n;
+	struct node *n, *other;
 	const char *why = "cannot be read";
 	int r;
 
-	if (bad->ptr.block && bad->ptr.block == miss->ptr.block &&
+	if (bad->why && bad->ptr.block == miss->ptr.block &&
 	    bad->ptr.stamp == miss->ptr.stamp) {
 		/* It failed, and the tree still wants it: damage. */
 		volume_message(v, "table %u: node at block %llu: %s", miss->table,
@@ -602,14 +604,19 @@ int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *
 	n->level = (uint8_t)miss->level;
 	atomic_store(&n->used, true);
 	rwlock_write(&v->commit);
-	if (*hash_slot(v, n->self.block)) {
-		/* Somebody was faster, or the block has another use by now. */
-		if (cache_find(v, &n->self) ||
-		    (*hash_slot(v, n->self.block))->dirty) {
-			node_spare(v, n);
-			rwlock_unlock(&v->commit);
-			return 0;
+	other = *hash_slot(v, n->self.block);
+	if (cache_find(v, miss->table, miss->level, &n->self) ||
+	    (other && other->dirty)) {
+		/* Somebody was faster, or the block has another use by now: who
+		 * comes back for it then has no other way. */
+		if (other->self.stamp != n->self.stamp || other->level != n->level) {
+			*bad = *miss;
+			bad->why = "its block has another use";
+			*bad_err = -EFSCORRUPTED;
 		}
+		node_spare(v, n);
+		rwlock_unlock(&v->commit);
+		return 0;
 	}
 	cache_shrink(v);
 	hash_insert(v, n);
@@ -956,7 +963,7 @@ static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 		return false;
 	if (slot + 1 < node_count(parent)) {
 		ptr = node_child(parent, slot + 1);
-		other = cache_find(v, &ptr);
+		other = cache_find(v, tr->table, level, &ptr);
 		if (other && node_used(v, n) + node_used(v, other) + KEY_MAX <
 				     cap * 3 / 4) {
 			merge(v, tr, parent, slot + 1, n, other);
@@ -965,7 +972,7 @@ static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 	}
 	if (slot > 0) {
 		ptr = node_child(parent, slot - 1);
-		other = cache_find(v, &ptr);
+		other = cache_find(v, tr->table, level, &ptr);
 		if (other && node_used(v, n) + node_used(v, other) + KEY_MAX <
 				     cap * 3 / 4) {
 			p->n[level] = other;
@@ -999,7 +1006,8 @@ static void rebalance(struct volume *v, struct tree *tr, struct path *p)
 		tr->level--;
 		tr->nodes--;
 		node_drop(v, tr, root);
-		p->n[tr->level] = cache_find(v, &tr->root);
+		p->n[tr->level] = cache_find(v, tr->table, tr->level,
+						  &tr->root);
 		if (!p->n[tr->level])
 			break;
 	}
@@ -1086,13 +1094,13 @@ static int node_copy(struct volume *v, enum table t, unsigned level,
 		struct node *n;
 
 		rwlock_read(&v->commit);
-		n = cache_find(v, ptr);
+		n = cache_find(v, t, level, ptr);
 		if (n)
 			memcpy(d, n->d, v->block_bytes);
 		rwlock_unlock(&v->commit);
 		if (n)
 			return 0;
-		if (bad.ptr.block) {
+		if (bad.why) {
 			*why = bad.why;
 			return 1;
 		}
@@ -1227,12 +1235,12 @@ static int walk_leaf(struct walker *k, const struct ptr *ptr)
 	return r < 0 ? r : batch_add(k, 0, ptr->block, r ? why : NULL);
 }
 
-static bool is_cached(struct volume *v, const struct ptr *ptr)
+static bool is_cached(struct volume *v, enum table t, const struct ptr *ptr)
 {
 	bool found;
 
 	rwlock_read(&v->commit);
-	found = cache_find(v, ptr) != NULL;
+	found = cache_find(v, t, 0, ptr) != NULL;
 	rwlock_unlock(&v->commit);
 	return found;
 }
@@ -1252,7 +1260,7 @@ static int walk_leaves(struct walker *k, const struct node *parent, unsigned *i)
 	while (n < room && at + n < node_count(parent)) {
 		p = node_child(parent, at + n);
 		if (p.block != ptr.block + n || p.block >= v->blocks ||
-		    is_cached(v, &p))
+		    is_cached(v, k->t, &p))
 			break;
 		n++;
 	}
@@ -1474,11 +1482,10 @@ static void forget_root(struct tree *tr)
 	tr->nodes = tr->items = 0;
 }
 
+/* Its block stays in use: a damaged pointer may have led to somebody else's. */
 static void forget_locked(struct volume *v, struct tree *tr, struct path *p,
-			  unsigned level, uint64_t block)
+			  unsigned level)
 {
-	delta_add(tr->frees, block, 1, true);
-	atomic_fetch_add_explicit(&v->pending_blks, 1, memory_order_relaxed);
 	if (level == tr->level) {
 		forget_root(tr);
 		return;
@@ -1515,7 +1522,7 @@ int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block)
 		if (r == 0)
 			r = descend_above(v, tr, &k, level, &p, &miss);
 		if (r == 0)
-			forget_locked(v, tr, &p, level, block);
+			forget_locked(v, tr, &p, level);
 		rwlock_unlock(&v->commit);
 		if (r != -EAGAIN)
 			break;

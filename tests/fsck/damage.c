@@ -26,6 +26,8 @@
  *                                    that is free
  *   release PATH BLK                 free in the bitmap
  *   node TABLE LEVEL N               spoil the Nth node of a level
+ *   child TABLE N BLOCK              let the Nth pointer of the lowest inner node
+ *                                    lead to another block
  *   bitmap N                         spoil a bitmap
  *   space N FIELD VALUE              block free csum, of a bitmap's item; in
  *                                    place, in the node
@@ -601,6 +603,28 @@ static void spoil_node(enum table t, unsigned level, unsigned n)
 	spoil((s.block << volume_block_shift(v)) + 1000);
 }
 
+static void set_child(enum table t, unsigned n, uint64_t block)
+{
+	size_t size = (size_t)1 << volume_block_shift(v);
+	struct search s = {.level = 1};
+	struct walk w = {.ctx = &s, .node = find_node};
+	uint8_t *buf = malloc(size);
+	struct disk_node *d = (void *)buf;
+	le64 b = put64(block);
+	uint8_t *at;
+
+	if (volume_walk(v, t, &w) != 1)
+		die("no such node", ENOENT);
+	must("read", image_pread(im, buf, size, s.block * size));
+	at = buf + get16(((le16 *)(d + 1))[n]);
+	at += sizeof(struct disk_item) + get16(((struct disk_item *)(void *)at)->klen);
+	memcpy(at, &b, sizeof(b));
+	d->csum = put64(0);
+	d->csum = put64(checksum(buf, size));
+	must("write", image_pwrite(im, buf, size, s.block * size));
+	free(buf);
+}
+
 static void spoil_bitmap(uint64_t n)
 {
 	struct key k = {.len = 8};
@@ -960,6 +984,9 @@ static bool raw_command(const char *c, int n, char **a)
 	if (!strcmp(c, "node") && n == 3)
 		spoil_node((enum table)number(a[0]), (unsigned)number(a[1]),
 			   (unsigned)number(a[2]));
+	else if (!strcmp(c, "child") && n == 3)
+		set_child((enum table)number(a[0]), (unsigned)number(a[1]),
+			  number(a[2]));
 	else if (!strcmp(c, "bitmap") && n == 1)
 		spoil_bitmap(number(a[0]));
 	else if (!strcmp(c, "space") && n == 3)
