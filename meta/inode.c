@@ -341,6 +341,7 @@ static int evict_step(struct volume *v, struct inode *ip, bool *done)
 	struct txn *t;
 	struct key lo, hi;
 	bool all = false;
+	uint64_t blks = ip->a.blks;
 	int r = txn_begin(v, TXN_FREEING, &t);
 
 	if (r)
@@ -368,7 +369,15 @@ static int evict_step(struct volume *v, struct inode *ip, bool *done)
 	r = txn_commit(t);
 	if (r == 0 && all)
 		*done = true;
-	return r ? r : map_finish(v, ip);
+	if (r == 0)
+		r = map_finish(v, ip);
+	if (r == 0 && blks && ip->a.blks >= blks) {
+		volume_message(v, "inode %llu: its map does not hold the %llu "
+			       "blocks it counts", (unsigned long long)ip->ino,
+			       (unsigned long long)blks);
+		r = -EFSCORRUPTED;
+	}
+	return r;
 }
 
 int inode_evict(struct volume *v, uint64_t ino)

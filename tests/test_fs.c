@@ -335,6 +335,26 @@ static void rename_of_an_entry_for_no_inode_is_damage(void **state)
 	alarm(0);
 }
 
+static void a_file_that_counts_blocks_it_has_not_goes_no_further(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "a");
+	struct inode *ip;
+	struct txn *t;
+
+	OK(inode_get(w->v, ino, &ip));
+	rwlock_write(&ip->lock);
+	OK(txn_begin(w->v, TXN_NORMAL, &t));
+	inode_edit(t, ip)->blks = 7;
+	OK(txn_commit(t));
+	rwlock_unlock(&ip->lock);
+	inode_put(w->v, ip);
+	alarm(10);
+	fs_unlink(w->fs, ROOT_INO, "a");
+	assert_int_equal(inode_evict(w->v, ino), -EUCLEAN);
+	alarm(0);
+}
+
 static void rename_of_two_names_of_one_file_does_nothing(void **state)
 {
 	struct world *w = *state;
@@ -1040,6 +1060,7 @@ int main(void)
 		TEST(a_symlink_says_what_it_was_told),
 		TEST(rename_replaces),
 		TEST(rename_of_an_entry_for_no_inode_is_damage),
+		TEST(a_file_that_counts_blocks_it_has_not_goes_no_further),
 		TEST(rename_of_two_names_of_one_file_does_nothing),
 		TEST(rename_moves_directories_with_their_parents),
 		TEST(rename_refuses_loops_and_wrong_kinds),
