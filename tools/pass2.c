@@ -42,6 +42,12 @@ static const char *item_wrong(const struct fsck *f, const struct disk_jitem *ji,
 		    get64(run[1]) > f->blocks - get64(run[0]))
 			return "its extent is outside the volume";
 		return NULL;
+	case JITEM_DATA:
+		if (klen != sizeof(run[0]) || vlen != 1ul << f->shift)
+			return "it is no block's contents";
+		memcpy(run, ji->bytes, sizeof(run[0]));
+		return get64(run[0]) < f->blocks ? NULL :
+						   "its block is outside the volume";
 	default:
 		return "it is of no known type";
 	}

@@ -426,7 +426,7 @@ static int see_block(struct scrub *s, uint64_t start, const uint8_t *sum,
 	le64 want;
 
 	memcpy(&want, sum, sizeof(want));
-	*unreadable = again && image_pread(s->im, buf, size, start << s->shift);
+	*unreadable = again && volume_blocks(s->v, start, 1, buf);
 	*bad = *unreadable || checksum(buf, size) != get64(want);
 	return *bad && moved(s) ? WALK_MOVED : 0;
 }
@@ -448,7 +448,7 @@ static int see_run(struct scrub *s, uint64_t ino, uint64_t blk,
 	    vlen != sizeof(m) + len * sizeof(le64) ||
 	    get64(m.start) >= s->blocks || len > s->blocks - get64(m.start))
 		return 0;
-	failed = image_pread(s->im, s->buf, len * size, get64(m.start) << s->shift);
+	failed = volume_blocks(s->v, get64(m.start), len, s->buf);
 	for (uint32_t i = 0; !ret && i < len; i++) {
 		bool bad, unreadable;
 
