@@ -87,22 +87,23 @@ int super_verify(const struct disk_super *s, unsigned slot, const char **why)
 	return 0;
 }
 
-int super_load(struct image *im, struct disk_super *out, unsigned *slot,
-	       char *msg, size_t msg_len)
+/* *unread: a slot cannot be read. */
+static int super_pick(struct image *im, struct disk_super *out, unsigned *slot,
+		      bool *unread, char *msg, size_t msg_len)
 {
 	struct disk_super s;
 	const char *why = "", *first = NULL;
 	int err = -EINVAL, r;
-	bool found = false, unread = false;
+	bool found = false;
 
-	*slot = SUPER_SLOTS;
+	*unread = false;
 	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
 		r = im->bytes < SUPER_SLOT_OFFSET(i) + SUPER_BYTES
 			    ? complain(&why, "the image is too small", EINVAL)
 			    : image_pread(im, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
 		if (r == 0)
 			r = super_verify(&s, i, &why);
-		unread |= r == -EIO;
+		*unread |= r == -EIO;
 		if (r) {
 			/* The more telling of two failures. */
 			if (!first || (err == -EINVAL && r != -EINVAL)) {
@@ -117,16 +118,34 @@ int super_load(struct image *im, struct disk_super *out, unsigned *slot,
 		*slot = i;
 		found = true;
 	}
-	if (found && !unread)
-		return 0;
 	if (found)
-		snprintf(msg, msg_len, "superblock: slot %u cannot be read, and "
-			 "may be the newer one", 1 - *slot);
-	else if (err == -EINVAL)
+		return 0;
+	if (err == -EINVAL)
 		snprintf(msg, msg_len, "not a Spaceweave volume");
 	else
 		snprintf(msg, msg_len, "superblock: %s", first);
 	return err;
+}
+
+int super_load(struct image *im, struct disk_super *out, unsigned *slot,
+	       char *msg, size_t msg_len)
+{
+	bool unread;
+
+	return super_pick(im, out, slot, &unread, msg, msg_len);
+}
+
+int super_load_to_write(struct image *im, struct disk_super *out, unsigned *slot,
+			char *msg, size_t msg_len)
+{
+	bool unread;
+	int r = super_pick(im, out, slot, &unread, msg, msg_len);
+
+	if (r || !unread)
+		return r;
+	snprintf(msg, msg_len, "superblock: slot %u cannot be read, and may be "
+		 "the newer one", 1 - *slot);
+	return -EIO;
 }
 
 int mmp_load(struct image *im, struct disk_mmp *out)

@@ -374,9 +374,16 @@ const struct disk_super *volume_super(const struct volume *v);
 int super_verify(const struct disk_super *s, unsigned slot, const char **why);
 void super_seal(struct disk_super *s, unsigned slot);
 /* Read the newest good slot. Looks only; needs no lock. -EINVAL: neither is a
- * superblock. -EIO: one cannot be read; *out is the other if *slot is one. */
+ * superblock. */
 int super_load(struct image *im, struct disk_super *out, unsigned *slot,
 	       char *msg, size_t msg_len);
+/*
+ * The same for who is going to write: -EIO if the other slot cannot be read.
+ * With the journal the older one shows the same state as the newer; but to
+ * write to blocks that are free by the older alone could ruin the newer.
+ */
+int super_load_to_write(struct image *im, struct disk_super *out, unsigned *slot,
+			char *msg, size_t msg_len);
 int mmp_load(struct image *im, struct disk_mmp *out);
 uint64_t checksum(const void *buf, size_t len);
 void attr_decode(const struct disk_inode *d, struct attr *a);

@@ -618,15 +618,11 @@ int volume_open(struct image *im, const struct volume_options *opt,
 
 	if (msg_len)
 		*msg = 0;
-	r = super_load(im, &s, &slot, msg, msg_len);
-	/* With the journal the older one shows the same; but to write to blocks
-	 * that are free by the older alone could ruin the newer. */
-	if (r == -EIO && slot < SUPER_SLOTS && (opt->readonly || opt->repair))
-		r = 0;
+	r = opt->readonly || opt->repair
+		    ? super_load(im, &s, &slot, msg, msg_len)
+		    : super_load_to_write(im, &s, &slot, msg, msg_len);
 	if (r)
 		return r;
-	if (msg_len)
-		*msg = 0;
 	if (get64(s.blocks) << get32(s.block_shift) > im->bytes) {
 		snprintf(msg, msg_len, "the image was cut short: %llu bytes of %llu",
 			 (unsigned long long)im->bytes,

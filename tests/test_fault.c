@@ -223,6 +223,34 @@ static void a_host_without_room_loses_nothing(void **state)
 	sweep(FAULT_ENSURE, 2, false);
 }
 
+/* Who looks is shown the other one, who would write is refused. */
+static void a_superblock_that_cannot_be_read_forbids_writing(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
+		struct fault *f = fault_create_over(base->f);
+		struct image *im = fault_image(f);
+		struct disk_super s, all;
+		char msg[200];
+		unsigned slot, newest;
+
+		assert_int_equal(super_load(im, &all, &newest, msg, sizeof(msg)), 0);
+		fault_fail(f, FAULT_READ, i, EIO, false, false);
+		assert_int_equal(super_load(im, &s, &slot, msg, sizeof(msg)), 0);
+		assert_int_equal(slot, 1 - i);
+		fault_fail(f, FAULT_READ, i, EIO, false, false);
+		assert_int_equal(super_load_to_write(im, &s, &slot, msg, sizeof(msg)),
+				 -EIO);
+		assert_int_equal(slot, 1 - i);
+		fault_fail(f, FAULT_READ, 0, 0, false, false);
+		assert_int_equal(super_load_to_write(im, &s, &slot, msg, sizeof(msg)),
+				 0);
+		assert_int_equal(slot, newest);
+		assert_memory_equal(&s, &all, sizeof(s));
+		fault_destroy(f);
+	}
+}
+
 static void memory_that_runs_out_loses_nothing(void **state)
 {
 	(void)state;
@@ -237,6 +265,7 @@ int main(void)
 		cmocka_unit_test(a_failing_read_is_an_error_and_no_more),
 		cmocka_unit_test(a_failing_discard_does_not_matter),
 		cmocka_unit_test(a_host_without_room_loses_nothing),
+		cmocka_unit_test(a_superblock_that_cannot_be_read_forbids_writing),
 		cmocka_unit_test(memory_that_runs_out_loses_nothing),
 	};
 	int failed;
