@@ -36,6 +36,21 @@ static inline le16 put16(uint16_t x) { return (le16){LE_SWAP16(x)}; }
 static inline le32 put32(uint32_t x) { return (le32){LE_SWAP32(x)}; }
 static inline le64 put64(uint64_t x) { return (le64){LE_SWAP64(x)}; }
 
+/* The same in keys, which are ordered as bytes. */
+static inline void be64_put(uint8_t *p, uint64_t x)
+{
+	x = __builtin_bswap64(LE_SWAP64(x));
+	__builtin_memcpy(p, &x, 8);
+}
+
+static inline uint64_t be64_get(const uint8_t *p)
+{
+	uint64_t x;
+
+	__builtin_memcpy(&x, p, 8);
+	return LE_SWAP64(__builtin_bswap64(x));
+}
+
 /* ---- where things stand -------------------------------------------------- */
 
 #define FORMAT_VERSION 1u

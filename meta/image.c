@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -248,4 +249,18 @@ int image_open(const char *path, enum image_mode mode, struct image **out)
 int image_create(const char *path, struct image **out)
 {
 	return image_open_flags(path, O_RDWR | O_CREAT, IMAGE_WRITE, out);
+}
+
+void *big_alloc(size_t bytes)
+{
+	const size_t large = 2u << 20;
+	void *p;
+
+	if (bytes < large)
+		return malloc(bytes ? bytes : 1);
+	bytes = (bytes + large - 1) / large * large;
+	p = aligned_alloc(large, bytes);
+	if (p)
+		madvise(p, bytes, MADV_HUGEPAGE);
+	return p;
 }

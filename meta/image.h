@@ -93,6 +93,10 @@ static inline void image_close(struct image *im)
 		im->ops->close(im);
 }
 
+/* malloc() for much that is read in one go: in large pages where the host has
+ * them, which spares thousands of faults. */
+void *big_alloc(size_t bytes);
+
 enum image_mode {
 	IMAGE_READ,		/* O_RDONLY, shared lock */
 	IMAGE_WRITE,		/* O_RDWR, exclusive lock */

@@ -43,7 +43,6 @@
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 static size_t round_unit(size_t bytes)
 {
@@ -699,8 +698,6 @@ static int scan_chain(struct scan *s)
 	return 0;
 }
 
-#define LARGE_PAGE ((size_t)2 << 20)
-
 int journal_scan(struct volume *v, char *msg, size_t msg_len)
 {
 	struct scan s = {.v = v,
@@ -712,15 +709,9 @@ int journal_scan(struct volume *v, char *msg, size_t msg_len)
 	int r;
 
 	v->salt = get64(v->super.salt);
-	/* In large pages where there are some: thousands of faults less. */
-	s.ring = bytes < LARGE_PAGE ? malloc(bytes) :
-				      aligned_alloc(LARGE_PAGE,
-						    (bytes + LARGE_PAGE - 1) &
-							    ~(LARGE_PAGE - 1));
+	s.ring = big_alloc(bytes);
 	if (!s.ring)
 		return -ENOMEM;
-	if (bytes >= LARGE_PAGE)
-		madvise(s.ring, bytes, MADV_HUGEPAGE);
 	r = image_pread(v->im, s.ring, bytes,
 			v->ring_offset);
 	if (r)

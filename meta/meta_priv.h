@@ -255,20 +255,6 @@ struct txn {
 uint64_t random64(void);
 uint64_t now_ns(void);
 
-static inline void be64_put(uint8_t *p, uint64_t x)
-{
-	x = __builtin_bswap64(LE_SWAP64(x));
-	memcpy(p, &x, 8);
-}
-
-static inline uint64_t be64_get(const uint8_t *p)
-{
-	uint64_t x;
-
-	memcpy(&x, p, 8);
-	return LE_SWAP64(__builtin_bswap64(x));
-}
-
 struct key {
 	uint16_t len;
 	uint8_t b[KEY_MAX];

@@ -69,15 +69,6 @@ static int bad(struct check *c, const char *fmt, ...)
 	return c->err;
 }
 
-static uint64_t be64(const uint8_t *p)
-{
-	uint64_t x = 0;
-
-	for (int i = 0; i < 8; i++)
-		x = x << 8 | p[i];
-	return x;
-}
-
 static int own(struct check *c, uint64_t start, uint64_t len, enum owner who,
 	       uint64_t whose)
 {
@@ -120,7 +111,7 @@ static int on_space(void *ctx, enum table table, const uint8_t *key, size_t klen
 	if (klen != 8 || vlen != sizeof(d))
 		return bad(c, "item of the space table has key %zu value %zu", klen, vlen);
 	memcpy(&d, val, sizeof(d));
-	return own(c, get64(d.block), 1, BITMAP, be64(key));
+	return own(c, get64(d.block), 1, BITMAP, be64_get(key));
 }
 
 static int link_add(struct check *c, const struct link *l)
@@ -180,7 +171,7 @@ static int on_file(void *ctx, enum table table, const uint8_t *key, size_t klen,
 	(void)table;
 	if (klen < 9)
 		return bad(c, "key of %zu bytes in the table of files", klen);
-	ino = be64(key);
+	ino = be64_get(key);
 	if (ino != c->ino) {
 		if (inode_done(c))
 			return c->err;
@@ -227,9 +218,9 @@ static int on_file(void *ctx, enum table table, const uint8_t *key, size_t klen,
 				   ino, vlen);
 		memcpy(&d.ino, val, 8);
 		c->indexes++;
-		c->index_sum += name_hash(val + 9, vlen - 9, get64(d.ino), be64(key + 9),
+		c->index_sum += name_hash(val + 9, vlen - 9, get64(d.ino), be64_get(key + 9),
 					  val[8]);
-		if (be64(key + 9) >= c->a.next_index)
+		if (be64_get(key + 9) >= c->a.next_index)
 			return bad(c, "directory %" PRIu64 " has an index beyond its next",
 				   ino);
 		return 0;
@@ -255,7 +246,7 @@ static int on_file(void *ctx, enum table table, const uint8_t *key, size_t klen,
 	}
 	case KEY_MAP: {
 		struct disk_map d;
-		uint64_t blk = be64(key + 9), len;
+		uint64_t blk = be64_get(key + 9), len;
 
 		if (klen != 17 || vlen < sizeof(d))
 			return bad(c, "map of inode %" PRIu64 " has %zu bytes", ino, vlen);
@@ -285,7 +276,7 @@ static int on_refs(void *ctx, enum table table, const uint8_t *key, size_t klen,
 		return bad(c, "key of %zu bytes in the table of references", klen);
 	if (key[0] == KEY_REF) {
 		struct disk_ref d;
-		uint64_t b = be64(key + 1);
+		uint64_t b = be64_get(key + 1);
 
 		if (vlen != sizeof(d))
 			return bad(c, "reference of %zu bytes", vlen);
@@ -301,17 +292,17 @@ static int on_refs(void *ctx, enum table table, const uint8_t *key, size_t klen,
 		}
 	} else if (key[0] == KEY_ORPHAN) {
 		if (c->settled)
-			return bad(c, "orphan %" PRIu64 " is left", be64(key + 1));
+			return bad(c, "orphan %" PRIu64 " is left", be64_get(key + 1));
 		if (c->orphans == c->orphan_room) {
 			c->orphan_room = c->orphan_room ? 2 * c->orphan_room : 16;
 			c->orphan = realloc(c->orphan, c->orphan_room * 8);
 			if (!c->orphan)
 				abort();
 		}
-		c->orphan[c->orphans++] = be64(key + 1);
+		c->orphan[c->orphans++] = be64_get(key + 1);
 	} else if (key[0] == KEY_INTENT) {
 		if (c->settled)
-			return bad(c, "intent of %" PRIu64 " is left", be64(key + 1));
+			return bad(c, "intent of %" PRIu64 " is left", be64_get(key + 1));
 	} else {
 		return bad(c, "unknown item %u in the table of references", key[0]);
 	}

@@ -260,16 +260,6 @@ void repairs_fini(struct repairs *r);
 
 /* ---- helpers of the passes ---------------------------------------------------------- */
 
-static inline uint64_t key64(const uint8_t *p)
-{
-	uint64_t x;
-
-	__builtin_memcpy(&x, p, 8);
-	return LE_SWAP64(__builtin_bswap64(x));
-}
-
-/* malloc(), in large pages where the host has them. */
-void *big_alloc(size_t bytes);
 /* printf into f->text, which is returned. */
 const char *fsck_text(struct fsck *f, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

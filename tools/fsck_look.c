@@ -383,7 +383,7 @@ static int look_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 		     const uint8_t *val, size_t vlen)
 {
 	struct look *l = ctx;
-	uint64_t ino = klen >= 8 ? key64(key) : 0;
+	uint64_t ino = klen >= 8 ? be64_get(key) : 0;
 
 	if (t == TABLE_SPACE && klen == 8 && vlen == sizeof(struct disk_space)) {
 		struct disk_space d;
@@ -399,9 +399,9 @@ static int look_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 	if (key[8] == KEY_DIRENT)
 		return look_dirent(l, ino, key + 9, klen - 9, val, vlen);
 	if (key[8] == KEY_INDEX && klen == 17)
-		return look_index(l, ino, key64(key + 9), val, vlen);
+		return look_index(l, ino, be64_get(key + 9), val, vlen);
 	if (key[8] == KEY_MAP && klen == 17)
-		return look_map(l, ino, key64(key + 9), val, vlen);
+		return look_map(l, ino, be64_get(key + 9), val, vlen);
 	return 0;
 }
 

@@ -26,16 +26,10 @@ struct rawkey {
 	uint8_t b[KEY_MAX];
 };
 
-static void put_be64(uint8_t *p, uint64_t x)
-{
-	for (unsigned i = 0; i < 8; i++)
-		p[i] = (uint8_t)(x >> (56 - 8 * i));
-}
-
 static void file_key(struct rawkey *k, uint64_t ino, enum file_key type,
 		     const void *rest, size_t len)
 {
-	put_be64(k->b, ino);
+	be64_put(k->b, ino);
 	k->b[8] = (uint8_t)type;
 	memcpy(k->b + 9, rest, len);
 	k->len = 9 + len;
@@ -45,7 +39,7 @@ static void index_key(struct rawkey *k, uint64_t dir, uint64_t index)
 {
 	uint8_t b[8];
 
-	put_be64(b, index);
+	be64_put(b, index);
 	file_key(k, dir, KEY_INDEX, b, sizeof(b));
 }
 
@@ -439,7 +433,7 @@ static int ref_set(struct fsck *f, const struct repair *r)
 
 	if (ret)
 		return ret;
-	put_be64(key + 1, r->a);
+	be64_put(key + 1, r->a);
 	if (r->ino < 2)
 		ret = repair_del(t, TABLE_REFS, key, sizeof(key));
 	else

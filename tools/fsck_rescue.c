@@ -253,8 +253,8 @@ static void count_item(struct census *c, const uint8_t *key, size_t klen)
 	c->items++;
 	if (klen < 9)
 		return;
-	if (key64(key) > c->max_ino)
-		c->max_ino = key64(key);
+	if (be64_get(key) > c->max_ino)
+		c->max_ino = be64_get(key);
 	c->inodes += key[8] == KEY_INODE;
 }
 

@@ -4,7 +4,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 /* `v` with room for one more, or NULL; *room doubles. */
 static void *grow(void *v, size_t size, size_t count, size_t *room)
@@ -17,20 +16,6 @@ static void *grow(void *v, size_t size, size_t count, size_t *room)
 	p = realloc(v, want * size);
 	if (p)
 		*room = want;
-	return p;
-}
-
-void *big_alloc(size_t bytes)
-{
-	const size_t large = 2u << 20;
-	void *p;
-
-	if (bytes < large)
-		return malloc(bytes ? bytes : 1);
-	bytes = (bytes + large - 1) / large * large;
-	p = aligned_alloc(large, bytes);
-	if (p)
-		madvise(p, bytes, MADV_HUGEPAGE);
 	return p;
 }
 

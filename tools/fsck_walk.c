@@ -202,7 +202,7 @@ static int walk_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 
 	if (c > 0 || (c == 0 && w->last_len >= klen))
 		PROBLEM(P_KEY_ORDER, .name = table_name(t),
-			.ino = klen >= 8 ? key64(key) : 0);
+			.ino = klen >= 8 ? be64_get(key) : 0);
 	if (klen <= sizeof(w->last)) {
 		memcpy(w->last, key, klen);
 		w->last_len = klen;

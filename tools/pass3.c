@@ -99,7 +99,7 @@ static int load_intent(struct fsck *f, uint64_t ino, const uint8_t *val,
 static int refs_item(struct fsck *f, const uint8_t *key, size_t klen,
 		     const uint8_t *val, size_t vlen)
 {
-	uint64_t n = klen == 9 ? key64(key + 1) : 0;
+	uint64_t n = klen == 9 ? be64_get(key + 1) : 0;
 
 	if (klen != 9) {
 		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_REFS),

@@ -368,7 +368,7 @@ static int inode_begin(struct fsck *f, uint64_t ino)
 static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 		      const uint8_t *val, size_t vlen)
 {
-	uint64_t ino = klen >= 9 ? key64(key) : 0;
+	uint64_t ino = klen >= 9 ? be64_get(key) : 0;
 	const uint8_t *rest = key + 9;
 	size_t n = klen - 9;
 	int ret;
@@ -392,7 +392,7 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 	case KEY_INDEX:
 		if (n != 8)
 			break;
-		return index_item(f, &cur, key64(rest), val, vlen);
+		return index_item(f, &cur, be64_get(rest), val, vlen);
 	case KEY_XATTR:
 		return xattr_item(f, rest, n, val, vlen);
 	case KEY_SYMLINK:
@@ -403,7 +403,7 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 	case KEY_MAP:
 		if (n != 8)
 			break;
-		return map_item(f, &cur, key64(rest), val, vlen);
+		return map_item(f, &cur, be64_get(rest), val, vlen);
 	default:
 		break;
 	}

@@ -28,8 +28,7 @@ static int refs_remove(struct fsck *f, enum problem_id id, enum refs_key type,
 
 	if (!PROBLEM(id, .ino = ino))
 		return 0;
-	for (unsigned i = 0; i < 8; i++)
-		key[1 + i] = (char)(ino >> (56 - 8 * i));
+	be64_put((uint8_t *)key + 1, ino);
 	return repair_later(f, &r);
 }
 

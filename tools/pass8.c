@@ -69,7 +69,7 @@ static int check_raw(struct fsck *f, uint64_t index, const struct disk_space *d)
 static int space_item(struct fsck *f, const uint8_t *key, size_t klen,
 		      const uint8_t *val, size_t vlen)
 {
-	uint64_t index = klen == 8 ? key64(key) : 0;
+	uint64_t index = klen == 8 ? be64_get(key) : 0;
 	struct disk_space d;
 	int ret;
 

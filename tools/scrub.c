@@ -108,15 +108,6 @@ static double now(void)
 	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-static uint64_t be64(const uint8_t *p)
-{
-	uint64_t x = 0;
-
-	for (unsigned i = 0; i < 8; i++)
-		x = x << 8 | p[i];
-	return x;
-}
-
 /* ---- the state file ----------------------------------------------------------- */
 
 static void put_hex(FILE *f, const char *word, const uint8_t *b, size_t n)
@@ -389,7 +380,7 @@ static int see_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 	if (t == TABLE_FILES && s->klen >= 8)
 		snprintf(what, sizeof(what),
 			 "a node of level %u of the tree of files (from inode %" PRIu64
-			 " on)", level, be64(s->key));
+			 " on)", level, be64_get(s->key));
 	else
 		snprintf(what, sizeof(what), "a node of level %u of the tree of %s",
 			 level, names[t]);
@@ -474,7 +465,7 @@ static int see_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 	if (t == TABLE_SPACE)
 		ret = see_bitmap(s, val, vlen);
 	else if (t == TABLE_FILES && klen == 17 && key[8] == KEY_MAP)
-		ret = see_run(s, be64(key), be64(key + 9), val, vlen);
+		ret = see_run(s, be64_get(key), be64_get(key + 9), val, vlen);
 	if (!ret && s->klen < KEY_MAX)
 		s->key[s->klen++] = 0;		/* on to what follows */
 	return ret;
@@ -545,7 +536,7 @@ static int name_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 	memcpy(&d, val, sizeof(d));
 	for (size_t i = 0; i < s->bads; i++)
 		if (s->bad[i].ino == get64(d.ino) && !s->bad[i].dir) {
-			s->bad[i].dir = be64(key);
+			s->bad[i].dir = be64_get(key);
 			s->bad[i].name = strndup((const char *)key + 9, klen - 9);
 		}
 	return 0;

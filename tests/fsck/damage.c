@@ -158,18 +158,12 @@ struct key {
 	uint8_t b[KEY_MAX];
 };
 
-static void be64(uint8_t *p, uint64_t x)
-{
-	for (unsigned i = 0; i < 8; i++)
-		p[i] = (uint8_t)(x >> (56 - 8 * i));
-}
-
 static struct key file_key(uint64_t ino, enum file_key type, const void *rest,
 			   size_t len)
 {
 	struct key k = {.len = 9 + len};
 
-	be64(k.b, ino);
+	be64_put(k.b, ino);
 	k.b[8] = (uint8_t)type;
 	memcpy(k.b + 9, rest, len);
 	return k;
@@ -179,7 +173,7 @@ static struct key num_key(uint64_t ino, enum file_key type, uint64_t n)
 {
 	uint8_t b[8];
 
-	be64(b, n);
+	be64_put(b, n);
 	return file_key(ino, type, b, 8);
 }
 
@@ -188,7 +182,7 @@ static struct key refs_key(enum refs_key type, uint64_t n)
 	struct key k = {.len = 9};
 
 	k.b[0] = (uint8_t)type;
-	be64(k.b + 1, n);
+	be64_put(k.b + 1, n);
 	return k;
 }
 
@@ -359,7 +353,7 @@ static void map_field(uint64_t ino, uint64_t blk, const char *field,
 	else if (IS("csum"))
 		p->csum[0] = put64(change(get64(p->csum[0]), value));
 	else if (IS("move"))
-		be64(k.b + 9, number(value));
+		be64_put(k.b + 9, number(value));
 	else
 		die(field, EINVAL);
 	item_put(TABLE_FILES, &k, val, len);
@@ -631,7 +625,7 @@ static void spoil_bitmap(uint64_t n)
 	struct disk_space d;
 	size_t len;
 
-	be64(k.b, n);
+	be64_put(k.b, n);
 	item_get(TABLE_SPACE, &k, &d, sizeof(d), &len);
 	spoil((get64(d.block) << volume_block_shift(v)) + 100);
 }
@@ -656,7 +650,7 @@ static void space_field(uint64_t n, const char *field, const char *value)
 	struct disk_node *d = (void *)buf;
 	struct disk_space *p = NULL;
 
-	be64(key, n);
+	be64_put(key, n);
 	must("walk", volume_walk(v, TABLE_SPACE, &w));
 	must("read", image_pread(im, buf, size, s.block * size));
 	for (unsigned i = 0; i < get16(d->count); i++) {
