@@ -941,16 +941,8 @@ static int get_named(struct fs *fs, struct inode *dp, const char *name, size_t l
 	err = RETRY;
 	if (!dp->dead && !dir_lookup(fs->v, dp, name, len, &now) &&
 	    now.ino == info->ino)
-		err = inode_get(fs->v, info->ino, out);
+		err = child_get(fs, dp, info->ino, out);
 	rwlock_unlock(&dp->lock);
-	if (err == -ESTALE) {
-		volume_message(fs->v,
-			       "directory %llu: an entry is for inode %llu, "
-			       "which does not exist",
-			       (unsigned long long)dp->ino,
-			       (unsigned long long)info->ino);
-		err = -EUCLEAN;
-	}
 	return err;
 }
 

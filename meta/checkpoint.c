@@ -194,12 +194,10 @@ static int release(struct volume *v, struct deltas *l)
 	size_t n = 0;
 	int r = 0;
 
-	for (size_t i = 0; i < l->count; i++) {
-		if (l->v[i].free && l->v[i].own)
-			pool_keep(v, &l->v[i]);
+	pool_keep(v, l);
+	for (size_t i = 0; i < l->count; i++)
 		if (l->v[i].free && l->v[i].len)
 			l->v[n++] = l->v[i];
-	}
 	l->count = n;
 	deltas_sort(l);
 	for (size_t i = 0; i < l->count && r == 0; i++) {
@@ -331,16 +329,13 @@ int checkpoint_run(struct volume *v, bool clean)
 		if (r)
 			volume_fail(v, r, "writing a checkpoint");
 	}
+	/* What a failure has left unwritten is the volume's again. */
 	rwlock_write(&v->commit);
 	for (unsigned t = 0; t < TABLES; t++)
 		tree_unwritten_locked(v, t, &ck.nodes[t]);
+	held_join(&v->riding, &ck.riding);
 	rwlock_unlock(&v->commit);
 	lock_unlock(&v->checkpoint);
-	if (ck.riding.head) {
-		rwlock_write(&v->commit);
-		held_join(&v->riding, &ck.riding);
-		rwlock_unlock(&v->commit);
-	}
 	free(ck.deltas.v);
 	free(ck.node_frees.v);
 	free(ck.changes.v);

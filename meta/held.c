@@ -68,7 +68,7 @@ void held_fini(struct volume *v)
 	lock_fini(&v->held_lock);
 }
 
-void held_append(struct held_list *l, struct held *h)
+static void held_append(struct held_list *l, struct held *h)
 {
 	h->next = NULL;
 	if (l->tail)

@@ -158,17 +158,16 @@ static void group_load(struct volume *v, struct group *g)
 	atomic_fetch_sub(&v->ring_free, (int64_t)len);
 }
 
-uint64_t journal_close_locked(struct volume *v, bool ride)
+void journal_close_locked(struct volume *v, bool ride)
 {
 	struct group *g = v->open;
 
-	if (g) {
-		v->open = NULL;
-		if (ride)
-			group_load(v, g);
-		group_close_locked(v, g);
-	}
-	return v->next_seq - 1;
+	if (!g)
+		return;
+	v->open = NULL;
+	if (ride)
+		group_load(v, g);
+	group_close_locked(v, g);
 }
 
 int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
@@ -281,9 +280,9 @@ static int write_closed(struct volume *v, uint64_t seq, uint64_t *last)
 
 	while (r == 0 && (g = closed_pop(v, seq))) {
 		r = group_write(v, g);
-		if (r == 0)
+		if (r == 0) {
 			*last = g->seq;
-		if (r) {
+		} else {
 			/* Reads still find what was not written. */
 			rwlock_write(&v->commit);
 			held_join(&v->riding, &g->held);

@@ -379,8 +379,9 @@ int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool free);
 int pool_fill(struct volume *v, uint64_t n, enum spend spend);
 /* One block out of it, for the checkpoint. */
 int pool_take(struct volume *v, uint64_t *block);
-/* Keep freed blocks for the pool while it is low; they are taken off the run. */
-void pool_keep(struct volume *v, struct delta *d);
+/* Keep freed blocks of nodes and bitmaps while the pool is low; they are taken
+ * off their runs. */
+void pool_keep(struct volume *v, struct deltas *l);
 /* Take blocks for the volume's own use, from the reserve if it must be. */
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
 		unsigned max, unsigned *count, uint64_t *got, bool spend);
@@ -394,7 +395,6 @@ void held_fini(struct volume *v);
  * the list does no harm). */
 bool held_new(struct volume *v, struct held_list *l, uint64_t block, uint64_t n,
 	      const uint8_t *buf);
-void held_append(struct held_list *l, struct held *h);
 void held_join(struct held_list *l, struct held_list *more);
 void held_list_free(struct held *h);
 void held_publish(struct volume *v, const struct held_list *l);
@@ -415,13 +415,12 @@ void held_forget_ensured(struct volume *v);
 
 int journal_init(struct volume *v);
 void journal_fini(struct volume *v);
-/* Append a transaction's items to the open group; returns its seq. */
 /* Room for `len` more bytes in the open group, so that appending cannot fail. */
 int journal_room_locked(struct volume *v, size_t len);
+/* Append a transaction's items and data to the open group; returns its seq. */
 uint64_t journal_append_locked(struct volume *v, struct txn *t);
-/* Close the open group, if there is one; with `ride`, little data goes into it.
- * Returns the last closed group's seq. */
-uint64_t journal_close_locked(struct volume *v, bool ride);
+/* Close the open group, if there is one; with `ride`, little data goes into it. */
+void journal_close_locked(struct volume *v, bool ride);
 /* A group of its own for the blocks of checkpoint `gen`. */
 int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
 		      uint64_t *seq);

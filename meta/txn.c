@@ -66,6 +66,14 @@ static void delta_trim(struct deltas *d, uint64_t len)
 		d->count--;
 }
 
+static int delta_push(struct deltas *d, struct delta e)
+{
+	if (deltas_room(d, 1))
+		return -ENOMEM;
+	d->v[d->count++] = e;
+	return 0;
+}
+
 int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool is_free)
 {
 	struct delta *last = d->count ? &d->v[d->count - 1] : NULL;
@@ -75,18 +83,12 @@ int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool is_free)
 		last->len += len;
 		return 0;
 	}
-	if (deltas_room(d, 1))
-		return -ENOMEM;
-	d->v[d->count++] = (struct delta){start, len, is_free, false};
-	return 0;
+	return delta_push(d, (struct delta){start, len, is_free, false});
 }
 
 int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool is_free)
 {
-	if (deltas_room(d, 1))
-		return -ENOMEM;
-	d->v[d->count++] = (struct delta){start, len, is_free, true};
-	return 0;
+	return delta_push(d, (struct delta){start, len, is_free, true});
 }
 
 /* ---- blocks ------------------------------------------------------------------------- */
@@ -250,18 +252,28 @@ int pool_take(struct volume *v, uint64_t *block)
 	}
 }
 
-void pool_keep(struct volume *v, struct delta *d)
+/* The last block of a freed run into the pool, if the pool is low. */
+static bool keep_last_locked(struct volume *v, struct delta *d)
 {
-	rwlock_write(&v->commit);
-	while (d->len && v->pool_blks < v->pool_floor + POOL_BATCH) {
-		uint64_t block = d->start + d->len - 1;
+	uint64_t block = d->start + d->len - 1;
 
-		if (pool_room_locked(v, 1) || alloc_undefer(v->alloc, block, 1))
-			break;
-		block_push_locked(v, block);
-		atomic_fetch_sub(&v->pending_blks, 1);
-		d->len--;
-	}
+	if (v->pool_blks >= v->pool_floor + POOL_BATCH || pool_room_locked(v, 1) ||
+	    alloc_undefer(v->alloc, block, 1))
+		return false;
+	block_push_locked(v, block);
+	atomic_fetch_sub(&v->pending_blks, 1);
+	d->len--;
+	return true;
+}
+
+void pool_keep(struct volume *v, struct deltas *l)
+{
+	bool low = true;
+
+	rwlock_write(&v->commit);
+	for (size_t i = 0; i < l->count && low; i++)
+		while (low && l->v[i].free && l->v[i].own && l->v[i].len)
+			low = keep_last_locked(v, &l->v[i]);
 	rwlock_unlock(&v->commit);
 }
 
