@@ -43,7 +43,7 @@ FSCK_SRC  := $(wildcard tools/fsck.c tools/pass*.c tools/problem.c tools/fsck_*.
 VERB_SRC  := $(filter-out $(CLI_SRC) $(FSCK_SRC),$(wildcard tools/*.c))
 MKFS_SRC  := $(wildcard mkfs/*.c)
 TEST_SRC  := $(wildcard tests/test_*.c tests/crash_*.c)
-TEST_LIB  := $(filter-out $(TEST_SRC) $(wildcard tests/fuzz_*.c),$(wildcard tests/*.c))
+TEST_LIB  := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 AID_SRC   := $(wildcard tests/mnt/*.c tests/fsck/*.c)
 SRC       := $(wildcard alloc/*.c meta/*.c fs/*.c mkfs/*.c tools/*.c tests/*.c tests/bench/*.c) $(AID_SRC)
 
@@ -172,11 +172,11 @@ fuzz:		## fuzz each reader of the disk format (FUZZ_TIME=seconds each, FUZZ_TARG
 	@$(NEED) $(NEED_BUILD) clang
 	@$(MAKE) --no-print-directory CC=clang BUILD=build-fuzz OPT='-O1 -g $(FUZZ_SAN)' \
 		$(patsubst %,build-fuzz/fuzz-%,$(FUZZ_TARGETS))
-	$(call say,LD,build-fuzz/fuzz_state)
+	$(call say,LD,build-fuzz/fuzz-state)
 	$(Q)clang $(DEFS) -DLIBFUZZER -std=gnu11 -O1 -g -pthread -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=all -o build-fuzz/fuzz_state tests/fuzz_state.c $(filter-out alloc/state.c,$(ALLOC_SRC))
+		-fno-sanitize-recover=all -o build-fuzz/fuzz-state tests/fuzz/state.c $(filter-out alloc/state.c,$(ALLOC_SRC))
 	@mkdir -p build-fuzz/corpus/state; cd build-fuzz && \
-		./fuzz_state -max_total_time=$(FUZZ_TIME) -print_final_stats=1 -max_len=16384 corpus/state
+		./fuzz-state -max_total_time=$(FUZZ_TIME) -print_final_stats=1 -max_len=16384 corpus/state
 	@set -e; for t in $(FUZZ_TARGETS); do \
 		mkdir -p build-fuzz/corpus/$$t build-fuzz/found; \
 		FUZZ_SEEDS=build-fuzz/corpus/$$t build-fuzz/fuzz-$$t; \

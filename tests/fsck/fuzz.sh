@@ -3,14 +3,7 @@
 # Bytes of items changed at random, checksums right again: fsck neither crashes
 # nor hangs; what -n calls clean -y does too, and after -y exits with 0 or 1
 # another run exits with 0. SEED=n begins there, RUNS=n makes so many.
-set -eu
-top=$(cd "$(dirname "$0")/../.." && pwd)
-bin=${SPACEWEAVE_BIN:-$top/build/bin}
-damage=${SPACEWEAVE_DAMAGE:-$top/build/tests/fsck/damage}
-tmp=${TMPDIR:-/var/tmp}
-[ -n "${TMPDIR:-}" ] || [ ! -w /dev/shm ] || tmp=/dev/shm
-work=$(mktemp -d "$tmp/spaceweave-fuzz.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+. "$(dirname "$0")/lib.sh"
 first=${SEED:-$((RANDOM * 32768 + RANDOM))}
 echo "seed $first"
 

@@ -10,19 +10,12 @@
 # 1, a second run must find nothing. What -p must not repair it leaves alone.
 # A repair is taken back in the end ("spaceweave undo"), to the last byte.
 # `notes` instead of `finds`: no error, exit status 0 (with these notes).
-set -eu
-top=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/lib.sh"
 case=$(cd "$1" && pwd)
-bin=${SPACEWEAVE_BIN:-$top/build/bin}
-damage_program=${SPACEWEAVE_DAMAGE:-$top/build/tests/fsck/damage}
-tmp=${TMPDIR:-/var/tmp}
-[ -n "${TMPDIR:-}" ] || [ ! -w /dev/shm ] || tmp=/dev/shm
-work=$(mktemp -d "$tmp/spaceweave-fsck.XXXXXX")
-trap 'rm -rf "$work"' EXIT
 image=$work/image
 want='' want_status=4 by=none data='' keep=''
 
-damage() { "$damage_program" "$image" "$@"; }
+damage() { "$damage" "$image" "$@"; }
 finds() { want=$*; }
 notes() { want=$* want_status=0; }
 repaired_by() { by=$1; }

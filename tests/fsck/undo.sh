@@ -1,13 +1,6 @@
 #!/bin/bash
 # fsck -u FILE and spaceweave undo: what is refused, and a file that was cut off.
-set -eu
-top=$(cd "$(dirname "$0")/../.." && pwd)
-bin=${SPACEWEAVE_BIN:-$top/build/bin}
-damage=${SPACEWEAVE_DAMAGE:-$top/build/tests/fsck/damage}
-tmp=${TMPDIR:-/var/tmp}
-[ -n "${TMPDIR:-}" ] || [ ! -w /dev/shm ] || tmp=/dev/shm
-work=$(mktemp -d "$tmp/spaceweave-undo.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+. "$(dirname "$0")/lib.sh"
 cd "$work"
 
 fail() {
