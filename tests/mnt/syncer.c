@@ -184,6 +184,8 @@ static bool step(struct thread *t)
 		ok = write_synced(t, name, O_CREAT | O_EXCL, file, &s, 0);
 		break;
 	case REPLACE:
+		/* What LINK left is the file's other name: not to be cut to 0. */
+		unlinkat(t->dirfd, temp, 0);
 		ok = write_synced(t, temp, O_CREAT | O_TRUNC, file, &s, 0);
 		if (ok && renameat(t->dirfd, temp, t->dirfd, name))
 			ok = gone("rename");
