@@ -116,10 +116,10 @@ static int write_nodes(struct checkpoint *ck, enum table t)
 		r = delta_add(t == TABLE_SPACE ? &ck->own : &ck->changes,
 			      nodes[i]->self.block, 1, false);
 	/* A few at a time: nobody shall wait long for the lock. */
-	for (size_t i = 0; i < count; i += 128) {
+	for (size_t i = 0, some; i < count; i += some) {
+		some = count - i < 128 ? count - i : 128;
 		rwlock_write(&v->commit);
-		for (size_t j = i; j < count && j < i + 128; j++)
-			tree_written_locked(v, nodes[j]);
+		tree_written_locked(v, nodes + i, some);
 		rwlock_unlock(&v->commit);
 	}
 	ck->nodes[t] = (struct node_list){0};

@@ -339,8 +339,13 @@ int tree_spares_locked(struct volume *v, size_t want);
  * whole again. Not journaled: for opening, before the first checkpoint.
  */
 int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block);
-/* A frozen node is on disk now. */
-void tree_written_locked(struct volume *v, struct node *n);
+/*
+ * Drop clean nodes not used lately until the cache is within its bound: when
+ * one is read, and when one is made or written. Not while a path is held.
+ */
+void tree_shrink_locked(struct volume *v);
+/* Frozen nodes are on disk now. */
+void tree_written_locked(struct volume *v, struct node **nodes, size_t count);
 /* Frozen nodes of a checkpoint that failed: the volume's again. */
 void tree_unwritten_locked(struct volume *v, enum table t, struct node_list *l);
 

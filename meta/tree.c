@@ -328,8 +328,7 @@ static void hash_remove(struct volume *v, struct node *n)
 	v->cached--;
 }
 
-/* Drop clean nodes not used lately until the cache is within its bound. */
-static void cache_shrink(struct volume *v)
+void tree_shrink_locked(struct volume *v)
 {
 	size_t limit = v->cache_nodes, tries = 2 * v->clock.count;
 
@@ -480,14 +479,19 @@ static struct node *path_open(struct volume *v, struct tree *tr, struct path *p,
 	return n;
 }
 
-void tree_written_locked(struct volume *v, struct node *n)
+void tree_written_locked(struct volume *v, struct node **nodes, size_t count)
 {
-	n->dirty = false;
-	atomic_fetch_sub_explicit(&v->dirty_nodes, 1, memory_order_relaxed);
-	if (n->superseded)
-		node_spare(v, n);
-	else
-		list_add(&v->clock, n);
+	for (size_t i = 0; i < count; i++) {
+		struct node *n = nodes[i];
+
+		n->dirty = false;
+		if (n->superseded)
+			node_spare(v, n);
+		else
+			list_add(&v->clock, n);
+	}
+	atomic_fetch_sub_explicit(&v->dirty_nodes, count, memory_order_relaxed);
+	tree_shrink_locked(v);
 }
 
 void tree_unwritten_locked(struct volume *v, enum table t, struct node_list *l)
@@ -618,7 +622,7 @@ int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *
 		rwlock_unlock(&v->commit);
 		return 0;
 	}
-	cache_shrink(v);
+	tree_shrink_locked(v);
 	hash_insert(v, n);
 	list_add(&v->clock, n);
 	rwlock_unlock(&v->commit);

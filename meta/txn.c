@@ -886,6 +886,7 @@ static void apply_locked(struct txn *t)
 
 	for (unsigned i = 0; i < t->items; i++, ji = item_next(ji))
 		item_apply_locked(v, ji);
+	tree_shrink_locked(v);
 	if (!v->readonly)
 		seq = journal_append_locked(v, t);
 	for (size_t i = 0; i < t->deltas.count; i++)
