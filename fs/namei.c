@@ -184,12 +184,15 @@ bool fs_reclaim(struct fs *fs, unsigned *tries)
 
 /* ---- lookup counts ----------------------------------------------------------------- */
 
-/* What cannot be freed now (a failed volume) stays an orphan on disk. */
+/*
+ * What cannot be freed now stays an orphan on disk: the volume tries again, or
+ * the next mount does, and its number stays stale.
+ */
 void fs_evict(struct fs *fs, uint64_t ino)
 {
 	__atomic_add_fetch(&fs->evicting, 1, __ATOMIC_ACQ_REL);
-	inode_evict(fs->v, ino);
-	counts_evicted(&fs->counts, ino);
+	if (inode_evict(fs->v, ino) == 0)
+		counts_evicted(&fs->counts, ino);
 	__atomic_sub_fetch(&fs->evicting, 1, __ATOMIC_ACQ_REL);
 }
 

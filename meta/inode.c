@@ -226,6 +226,7 @@ void icache_fini(struct volume *v)
 			inode_free(ip);
 		}
 	free(v->ihash);
+	free(v->late);
 	lock_fini(&v->icache);
 	pthread_cond_destroy(&v->icache_loaded);
 }
@@ -380,7 +381,7 @@ static int evict_step(struct volume *v, struct inode *ip, bool *done)
 	return r;
 }
 
-int inode_evict(struct volume *v, uint64_t ino)
+static int evict(struct volume *v, uint64_t ino)
 {
 	struct inode *ip;
 	bool done = false;
@@ -400,6 +401,60 @@ int inode_evict(struct volume *v, uint64_t ino)
 	rwlock_unlock(&ip->lock);
 	inode_put(v, ip);
 	return r;
+}
+
+/* The host is full, or memory is short: the timer comes back for it. */
+static void evict_later(struct volume *v, uint64_t ino)
+{
+	lock_lock(&v->icache);
+	if (v->late_count == v->late_cap) {
+		size_t cap = v->late_cap * 2 + 64;
+		void *p = realloc(v->late, cap * sizeof(*v->late));
+
+		if (p) {
+			v->late = p;
+			v->late_cap = cap;
+		}
+	}
+	if (v->late_count < v->late_cap)
+		v->late[v->late_count++] = ino;
+	/* else it is an orphan until the next mount */
+	lock_unlock(&v->icache);
+	volume_arm(v);
+}
+
+int inode_evict(struct volume *v, uint64_t ino)
+{
+	int r = evict(v, ino);
+
+	if (r == -ENOSPC || r == -EDQUOT || r == -ENOMEM)
+		evict_later(v, ino);
+	return r;
+}
+
+size_t inodes_late(struct volume *v)
+{
+	size_t n;
+
+	lock_lock(&v->icache);
+	n = v->late_count;
+	lock_unlock(&v->icache);
+	return n;
+}
+
+void inodes_evict_late(struct volume *v)
+{
+	/* Those that fail again are put behind these. */
+	for (size_t n = inodes_late(v); n; n--) {
+		uint64_t ino;
+
+		lock_lock(&v->icache);
+		ino = v->late[0];
+		memmove(v->late, v->late + 1, --v->late_count * sizeof(*v->late));
+		lock_unlock(&v->icache);
+		if (inode_evict(v, ino) == -ENOSPC)
+			break;
+	}
 }
 
 /* ---- what a crash cut off -------------------------------------------------------------------- */

@@ -218,8 +218,9 @@ int orphan_remove(struct txn *t, const struct inode *ip);
 
 /*
  * Free an orphan and all it holds, in as many transactions as it takes. The
- * caller knows that nobody uses it; takes the inode's lock itself. Cut off by a crash it
- * stays an orphan, which the next writable mount evicts.
+ * caller knows that nobody uses it; takes the inode's lock itself. Cut off by a
+ * crash it stays an orphan, which the next writable mount evicts; refused for
+ * want of room or memory, the timer tries again.
  */
 int inode_evict(struct volume *v, uint64_t ino);
 

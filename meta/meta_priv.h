@@ -146,7 +146,8 @@ struct volume {
 	size_t cache_nodes;		/* their bound */
 	struct node_list clock;		/* clean nodes; its head is the hand */
 	struct node *spare;		/* node memory to be used again */
-	size_t spares, spares_want;
+	size_t spares;
+	struct slab *slabs;		/* where all memory of nodes lies */
 	uint8_t *scratch;		/* one block */
 	struct group *open;
 	struct deltas deltas;		/* of the open generation */
@@ -212,6 +213,8 @@ struct volume {
 	struct inode **ihash;
 	size_t ihash_mask, icount, iunused, ilimit;
 	struct inode *lru_head, *lru_tail;
+	uint64_t *late;			/* orphans that could not be freed yet */
+	size_t late_count, late_cap;
 
 	/* the thread of timer and background checkpoints */
 	struct lock timer;
@@ -488,6 +491,9 @@ int icache_init(struct volume *v);
 void icache_fini(struct volume *v);
 int intents_finish(struct volume *v);
 int orphans_evict(struct volume *v);
+/* Orphans whose freeing failed for want of room: how many; try again. */
+size_t inodes_late(struct volume *v);
+void inodes_evict_late(struct volume *v);
 void inode_drop_dead(struct volume *v, struct inode *ip);
 
 #endif

@@ -254,51 +254,69 @@ static void list_del(struct node_list *l, struct node *n)
 	l->count--;
 }
 
-static struct node *node_alloc(struct volume *v)
-{
-	struct node *n = malloc(sizeof(*n));
+/*
+ * Memory for nodes comes in slabs, blocks first, and goes back when the volume
+ * is closed: a cache of a constant size whose pieces lay between those of
+ * malloc's other users would keep twice its size.
+ */
+#define SLAB_BYTES (256u << 10)
 
-	if (!n)
-		return NULL;
-	memset(n, 0, sizeof(*n));
-	if (posix_memalign((void **)&n->d, 64, v->block_bytes)) {
-		free(n);
-		return NULL;
-	}
-	return n;
-}
-
-static void node_free(struct node *n)
-{
-	free(n->d);
-	free(n);
-}
+struct slab {
+	struct slab *next;
+	void *blocks;
+	struct node node[];
+};
 
 /* Memory that is not needed becomes the next node's. */
 static void node_spare(struct volume *v, struct node *n)
 {
-	if (v->spares >= v->spares_want) {
-		node_free(n);
-		return;
-	}
 	n->hash_next = v->spare;
 	v->spare = n;
 	v->spares++;
 }
 
+static int slab_add_locked(struct volume *v)
+{
+	size_t count = SLAB_BYTES / v->block_bytes;
+	struct slab *s;
+	void *blocks;
+
+	if (posix_memalign(&blocks, 4096, SLAB_BYTES))
+		return -ENOMEM;
+	s = calloc(1, sizeof(*s) + count * sizeof(s->node[0]));
+	if (!s) {
+		free(blocks);
+		return -ENOMEM;
+	}
+	s->blocks = blocks;
+	s->next = v->slabs;
+	v->slabs = s;
+	for (size_t i = 0; i < count; i++) {
+		s->node[i].d = (void *)((char *)blocks + i * v->block_bytes);
+		node_spare(v, &s->node[i]);
+	}
+	return 0;
+}
+
 /* Have memory for `want` new nodes, so that none can be lacking later. */
 int tree_spares_locked(struct volume *v, size_t want)
 {
-	while (v->spares < want) {
-		struct node *n = node_alloc(v);
+	int r = 0;
 
-		if (!n)
-			return -ENOMEM;
-		n->hash_next = v->spare;
-		v->spare = n;
-		v->spares++;
-	}
-	return 0;
+	while (v->spares < want && r == 0)
+		r = slab_add_locked(v);
+	return r;
+}
+
+static struct node *node_take_locked(struct volume *v)
+{
+	struct node *n = v->spare;
+
+	assert(n);
+	v->spare = n->hash_next;
+	v->spares--;
+	*n = (struct node){.d = n->d};
+	return n;
 }
 
 static void hash_insert(struct volume *v, struct node *n)
@@ -382,16 +400,12 @@ void block_push_locked(struct volume *v, uint64_t block)
 
 static struct node *node_make(struct volume *v, struct tree *tr, unsigned level)
 {
-	struct node *n = v->spare;
+	struct node *n = node_take_locked(v);
 
-	assert(n);
-	v->spare = n->hash_next;
-	v->spares--;
 	n->self = (struct ptr){block_pop_locked(v), v->next_stamp++, tr->gen};
 	n->table = (uint8_t)tr->table;
 	n->level = (uint8_t)level;
 	n->dirty = true;
-	n->superseded = false;
 	atomic_store_explicit(&n->used, true, memory_order_relaxed);
 	hash_insert(v, n);
 	list_add(&tr->dirty, n);
@@ -583,7 +597,9 @@ int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *
 			       (unsigned long long)miss->ptr.block, bad->why);
 		return *bad_err;
 	}
-	n = node_alloc(v);
+	rwlock_write(&v->commit);
+	n = tree_spares_locked(v, 1) ? NULL : node_take_locked(v);
+	rwlock_unlock(&v->commit);
 	if (!n)
 		return -ENOMEM;
 	if (miss->ptr.block >= v->blocks) {
@@ -597,7 +613,9 @@ int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *
 					miss->level, &miss->ptr, &why);
 	}
 	if (r) {
-		node_free(n);
+		rwlock_write(&v->commit);
+		node_spare(v, n);
+		rwlock_unlock(&v->commit);
 		*bad = *miss;
 		bad->why = why;
 		*bad_err = r;
@@ -1055,30 +1073,17 @@ int tree_init(struct volume *v)
 	v->hash_mask = buckets - 1;
 	v->hash = calloc(buckets, sizeof(*v->hash));
 	v->scratch = malloc(v->block_bytes);
-	v->spares_want = (2u << 20) / v->block_bytes;
 	return v->hash && v->scratch ? 0 : -ENOMEM;
-}
-
-static void list_free(struct node_list *l)
-{
-	while (l->head) {
-		struct node *n = l->head;
-
-		list_del(l, n);
-		node_free(n);
-	}
 }
 
 void tree_fini(struct volume *v)
 {
-	for (unsigned t = 0; t < TABLES; t++)
-		list_free(&v->trees[t].dirty);
-	list_free(&v->clock);
-	while (v->spare) {
-		struct node *n = v->spare;
+	while (v->slabs) {
+		struct slab *s = v->slabs;
 
-		v->spare = n->hash_next;
-		node_free(n);
+		v->slabs = s->next;
+		free(s->blocks);
+		free(s);
 	}
 	free(v->hash);
 	free(v->scratch);

@@ -320,13 +320,15 @@ static uint64_t last_seq(struct volume *v)
 
 int volume_tick(struct volume *v)
 {
-	uint64_t seq = last_seq(v), durable;
+	uint64_t seq, durable;
 	int r;
 
 	if (v->readonly)
 		return 0;
 	if (atomic_load(&v->failed))
 		return -EIO;
+	inodes_evict_late(v);
+	seq = last_seq(v);
 	lock_lock(&v->journal);
 	durable = v->durable_seq;
 	if (seq == v->mark_seq)
@@ -368,7 +370,8 @@ static bool timer_idle(struct volume *v)
 	idle = v->attested_seq >= v->durable_seq &&
 	       (seq == v->durable_seq || seq == v->mark_seq);
 	lock_unlock(&v->journal);
-	return idle && atomic_load(&v->pending_blks) <= atomic_load(&v->pending_own) &&
+	return idle && !inodes_late(v) &&
+	       atomic_load(&v->pending_blks) <= atomic_load(&v->pending_own) &&
 	       !(v->opt.discard &&
 		 blk_off(v, atomic_load(&v->trim_due)) >= TRIM_BYTES);
 }
@@ -666,6 +669,8 @@ int volume_close(struct volume *v)
 	timer_stop(v);
 	if (!v->readonly) {
 		r = atomic_load(&v->failed) ? -EIO : mmp_write(v, MMP_CLOSING);
+		if (r == 0)
+			inodes_evict_late(v);
 		if (r == 0)
 			r = volume_sync(v);
 		/* What this session freed, then the state that is clean. */
