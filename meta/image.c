@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,6 +139,31 @@ static int file_ensure(struct image *im, uint64_t off, uint64_t len)
 		       : 0;
 }
 
+static int file_mapped(struct image *im, uint64_t *off, uint64_t *len)
+{
+	struct {
+		struct fiemap head;
+		struct fiemap_extent e;
+	} map;
+
+	do {
+		map.head = (struct fiemap){.fm_start = *off,
+					   .fm_length = FIEMAP_MAX_OFFSET - *off,
+					   .fm_extent_count = 1};
+		if (ioctl(fd_of(im), FS_IOC_FIEMAP, &map))
+			return -errno;
+		if (!map.head.fm_mapped_extents)
+			return -ENOENT;
+		if (map.e.fe_logical > *off)
+			*off = map.e.fe_logical;
+		*len = map.e.fe_logical + map.e.fe_length - *off;
+		if (!(map.e.fe_flags & (FIEMAP_EXTENT_UNKNOWN | FIEMAP_EXTENT_SHARED)))
+			return 0;
+		*off += *len;	/* promised, not there; or shared with others */
+	} while (!(map.e.fe_flags & FIEMAP_EXTENT_LAST));
+	return -ENOENT;
+}
+
 static void file_push(struct image *im)
 {
 	sync_file_range(fd_of(im), 0, 0, SYNC_FILE_RANGE_WRITE);
@@ -167,6 +193,7 @@ static const struct image_ops file_ops = {
 	.flush = file_flush,
 	.discard = file_discard,
 	.ensure = file_ensure,
+	.mapped = file_mapped,
 	.push = file_push,
 	.resize = file_resize,
 	.close = file_close,

@@ -12,6 +12,7 @@
  * end of the image is -ENXIO). Any thread may call any of them at any time.
  */
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,6 +32,9 @@ struct image_ops {
 	/* Make the host set blocks aside, so that writing cannot fail (-ENOSPC);
 	   contents are untouched. -EOPNOTSUPP where it can't. */
 	int (*ensure)(struct image *im, uint64_t off, uint64_t len);
+	/* The first run of blocks at or after *off that the host has, wherever
+	   it keeps them; -ENOENT when there is none. May be NULL. */
+	int (*mapped)(struct image *im, uint64_t *off, uint64_t *len);
 	/* Begin to write out what is dirty, without waiting. May be NULL. */
 	void (*push)(struct image *im);
 	int (*resize)(struct image *im, uint64_t bytes);
@@ -79,6 +83,11 @@ static inline int image_discard(struct image *im, uint64_t off, uint64_t len)
 static inline int image_ensure(struct image *im, uint64_t off, uint64_t len)
 {
 	return im->ops->ensure(im, off, len);
+}
+
+static inline int image_mapped(struct image *im, uint64_t *off, uint64_t *len)
+{
+	return im->ops->mapped ? im->ops->mapped(im, off, len) : -EOPNOTSUPP;
 }
 
 static inline void image_push(struct image *im)

@@ -423,11 +423,16 @@ static void evict_later(struct volume *v, uint64_t ino)
 	volume_arm(v);
 }
 
+static bool short_of_room(int r)
+{
+	return r == -ENOSPC || r == -EDQUOT || r == -ENOMEM;
+}
+
 int inode_evict(struct volume *v, uint64_t ino)
 {
 	int r = evict(v, ino);
 
-	if (r == -ENOSPC || r == -EDQUOT || r == -ENOMEM)
+	if (short_of_room(r))
 		evict_later(v, ino);
 	return r;
 }
@@ -452,7 +457,7 @@ void inodes_evict_late(struct volume *v)
 		ino = v->late[0];
 		memmove(v->late, v->late + 1, --v->late_count * sizeof(*v->late));
 		lock_unlock(&v->icache);
-		if (inode_evict(v, ino) == -ENOSPC)
+		if (short_of_room(inode_evict(v, ino)))
 			break;
 	}
 }
@@ -501,7 +506,8 @@ static int finish_one(struct volume *v, uint64_t ino)
 	r = map_finish(v, ip);
 	rwlock_unlock(&ip->lock);
 	inode_put(v, ip);
-	return r;
+	/* Without room, whoever changes the inode next finishes it. */
+	return short_of_room(r) ? 0 : r;
 }
 
 int intents_finish(struct volume *v)
@@ -509,7 +515,14 @@ int intents_finish(struct volume *v)
 	return for_each(v, KEY_INTENT, finish_one);
 }
 
+static int evict_or_later(struct volume *v, uint64_t ino)
+{
+	int r = inode_evict(v, ino);
+
+	return short_of_room(r) ? 0 : r;
+}
+
 int orphans_evict(struct volume *v)
 {
-	return for_each(v, KEY_ORPHAN, inode_evict);
+	return for_each(v, KEY_ORPHAN, evict_or_later);
 }

@@ -383,8 +383,12 @@ int commit_lock_prepared(struct volume *v, const void *items, unsigned count,
 void txn_thread_done(void);
 int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool free);
 int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool free);
+/* Fill it for the first time: -ENOSPC when the host is full. */
+int pool_open(struct volume *v);
 /* Put n more blocks into the pool. */
 int pool_fill(struct volume *v, uint64_t n, enum spend spend);
+/* Room for `more` runs in its list. */
+int pool_room_locked(struct volume *v, size_t more);
 /* One block out of it, for the checkpoint. */
 int pool_take(struct volume *v, uint64_t *block);
 /* Keep freed blocks of nodes and bitmaps while the pool is low; they are taken
@@ -393,6 +397,11 @@ void pool_keep(struct volume *v, struct deltas *l);
 /* Take blocks for the volume's own use, from the reserve if it must be. */
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
 		unsigned max, unsigned *count, uint64_t *got, bool spend);
+/* The same; and when there is no space, let a checkpoint release what waits for
+ * one, and try once more. */
+int volume_take_waiting(struct volume *v, uint64_t goal, uint64_t n,
+			struct extent *out, unsigned max, unsigned *count,
+			uint64_t *got, enum spend spend);
 void reserve_top_up(struct volume *v);
 
 /* ---- held.c ------------------------------------------------------------------------ */

@@ -17,15 +17,7 @@
  * Blocks. A block taken is claimed in the allocator at once and free on disk
  * until the checkpoint that covers the commit. A block freed is marked at once
  * (so that a second free is refused before it commits) and free in the
- * allocator after that checkpoint. The volume holds a reserve, a promise of the
- * allocator's, for what must not fail: checkpoints, and transactions that
- * free. It counts the bitmaps that do not exist yet.
- *
- * The pool. Nodes and bitmaps are written to blocks of the pool, and those the
- * host has set aside (image_ensure): a full host refuses a transaction in good
- * time and no checkpoint. The last `pool_floor` of them are not for ordinary
- * transactions, so that files can be removed on a full host, and each
- * checkpoint puts the blocks of the nodes it replaced back into a low pool.
+ * allocator after that checkpoint.
  *
  * Shared blocks: references are counted in TABLE_REFS, only where there are
  * two or more. Changes to them are collected and worked out at commit under
@@ -37,7 +29,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define POOL_BATCH 128u
 
 /* ---- lists ----------------------------------------------------------------------- */
 
@@ -89,192 +80,6 @@ int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool is_free)
 int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool is_free)
 {
 	return delta_push(d, (struct delta){start, len, is_free, true});
-}
-
-/* ---- blocks ------------------------------------------------------------------------- */
-
-static bool reserve_spend(struct volume *v, uint64_t n)
-{
-	uint64_t held = atomic_load(&v->reserve_held);
-
-	do {
-		if (held < n)
-			return false;
-	} while (!atomic_compare_exchange_weak(&v->reserve_held, &held, held - n));
-	return true;
-}
-
-/* Bring the reserve to what it should be, as far as there is space. */
-void reserve_top_up(struct volume *v)
-{
-	uint64_t held = atomic_load(&v->reserve_held), lack, want;
-
-	rwlock_read(&v->commit);
-	want = v->reserve_want + space_absent_locked(v);
-	rwlock_unlock(&v->commit);
-	if (held > want && reserve_spend(v, held - want))
-		alloc_unreserve(v->alloc, held - want);
-	if (held >= want)
-		return;
-	for (lack = want - held; lack; lack /= 2)
-		if (alloc_reserve(v->alloc, lack) == 0) {
-			atomic_fetch_add(&v->reserve_held, lack);
-			return;
-		}
-}
-
-int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
-		unsigned max, unsigned *count, uint64_t *got, bool spend)
-{
-	int r = alloc_vec(v->alloc, goal, n, out, max, count, got);
-
-	if (r != -ENOSPC || !spend || !reserve_spend(v, n))
-		return r;
-	r = alloc_vec_reserved(v->alloc, goal, n, out, max, count, got);
-	if (r)
-		atomic_fetch_add(&v->reserve_held, n);
-	else if (*got < n)
-		atomic_fetch_add(&v->reserve_held, n - *got);
-	return r;
-}
-
-/*
- * Take, and when there is no space, let a checkpoint release what waits for
- * one, and try once more.
- */
-static int take_or_checkpoint(struct volume *v, uint64_t goal, uint64_t n,
-			      struct extent *out, unsigned max, unsigned *count,
-			      uint64_t *got, enum spend spend)
-{
-	int r = volume_take(v, goal, n, out, max, count, got,
-			    spend == SPEND_CHECKPOINT);
-
-	if (r != -ENOSPC || spend == SPEND_CHECKPOINT)
-		return r;
-	if (atomic_load(&v->pending_blks) > atomic_load(&v->pending_own)) {
-		r = checkpoint_run(v, false);
-		if (r)
-			return r;
-	}
-	r = volume_take(v, goal, n, out, max, count, got, spend);
-	if (r == -ENOSPC && spend) {
-		/* The reserve itself waits for a checkpoint of its spender. */
-		r = checkpoint_run(v, false);
-		if (!r)
-			r = volume_take(v, goal, n, out, max, count, got, true);
-	}
-	return r;
-}
-
-/* Room for `more` entries in the list of the pool's runs. */
-static int pool_room_locked(struct volume *v, size_t more)
-{
-	size_t cap = v->pool_cap * 2 + more + 64;
-	void *p;
-
-	if (v->pool_count + more <= v->pool_cap)
-		return 0;
-	p = realloc(v->pool, cap * sizeof(*v->pool));
-	if (!p)
-		return -ENOMEM;
-	v->pool = p;
-	v->pool_cap = cap;
-	return 0;
-}
-
-static int host_ensure(struct volume *v, const struct extent *e)
-{
-	int r = image_ensure(v->im, blk_off(v, e->start), blk_off(v, e->len));
-
-	if (r == -EOPNOTSUPP)
-		r = 0;
-	atomic_store(&v->host_full, r == -ENOSPC || r == -EDQUOT);
-	return r;
-}
-
-int pool_fill(struct volume *v, uint64_t n, enum spend spend)
-{
-	struct extent ext[32];
-	unsigned count;
-	uint64_t got, want = n < POOL_BATCH ? POOL_BATCH : n;
-	uint64_t goal = ALLOC_NO_GOAL;
-	int r = 0;
-
-	while (n && r == 0) {
-		if (want > v->blocks / 64 && want > n)
-			want = n;
-		r = volume_take(v, goal, want, ext, 32, &count, &got, false);
-		if (r == -ENOSPC)
-			r = take_or_checkpoint(v, goal, n, ext, 32, &count,
-					       &got, spend);
-		if (r)
-			break;
-		for (unsigned i = 0; i < count && r == 0; i++)
-			r = host_ensure(v, &ext[i]);
-		rwlock_write(&v->commit);
-		if (r == 0)
-			r = pool_room_locked(v, count);
-		for (unsigned i = 0; i < count && r == 0; i++)
-			v->pool[v->pool_count++] = ext[i];
-		if (r == 0)
-			v->pool_blks += got;
-		rwlock_unlock(&v->commit);
-		if (r) {
-			for (unsigned i = 0; i < count; i++)
-				alloc_free(v->alloc, ext[i].start, ext[i].len);
-			if (want == n || !atomic_load(&v->host_full))
-				break;
-			r = 0;		/* no more than is needed, then */
-			got = 0;
-		}
-		n = got < n ? n - got : 0;
-		want = n;
-	}
-	return r;
-}
-
-int pool_take(struct volume *v, uint64_t *block)
-{
-	for (;;) {
-		bool some;
-		int r;
-
-		rwlock_write(&v->commit);
-		some = v->pool_blks > 0;
-		if (some)
-			*block = block_pop_locked(v);
-		rwlock_unlock(&v->commit);
-		if (some)
-			return 0;
-		r = pool_fill(v, 1, SPEND_CHECKPOINT);
-		if (r)
-			return r;
-	}
-}
-
-/* The last block of a freed run into the pool, if the pool is low. */
-static bool keep_last_locked(struct volume *v, struct delta *d)
-{
-	uint64_t block = d->start + d->len - 1;
-
-	if (v->pool_blks >= v->pool_floor + POOL_BATCH || pool_room_locked(v, 1) ||
-	    alloc_undefer(v->alloc, block, 1))
-		return false;
-	block_push_locked(v, block);
-	atomic_fetch_sub(&v->pending_blks, 1);
-	d->len--;
-	return true;
-}
-
-void pool_keep(struct volume *v, struct deltas *l)
-{
-	bool low = true;
-
-	rwlock_write(&v->commit);
-	for (size_t i = 0; i < l->count && low; i++)
-		while (low && l->v[i].free && l->v[i].own && l->v[i].len)
-			low = keep_last_locked(v, &l->v[i]);
-	rwlock_unlock(&v->commit);
 }
 
 /* ---- building ----------------------------------------------------------------------- */
@@ -444,7 +249,7 @@ int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 {
 	struct volume *v = t->v;
 	unsigned i;
-	int r = take_or_checkpoint(v, goal, n, out, max, count, got,
+	int r = volume_take_waiting(v, goal, n, out, max, count, got,
 				   t->kind == TXN_FREEING ? SPEND_RESERVE
 							  : SPEND_NONE);
 

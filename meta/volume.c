@@ -328,6 +328,10 @@ int volume_tick(struct volume *v)
 	if (atomic_load(&v->failed))
 		return -EIO;
 	inodes_evict_late(v);
+	/* What can be freed is waited for, where the host is full. */
+	if (atomic_load(&v->host_full) &&
+	    atomic_load(&v->pending_blks) > atomic_load(&v->pending_own))
+		return checkpoint_run(v, false);
 	seq = last_seq(v);
 	lock_lock(&v->journal);
 	durable = v->durable_seq;
@@ -570,7 +574,9 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	if (r)
 		goto out;
 	reserve_top_up(v);
-	r = repair_nodes(v);
+	r = pool_open(v);
+	if (r == 0)
+		r = repair_nodes(v);
 	if (r == 0)
 		r = journal_apply(v);
 	if (r)
@@ -590,8 +596,10 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 		r = timer_start(v);
 out:
 	if (r && !*msg)
-		snprintf(msg, msg_len, "cannot be opened for writing: %s",
-			 strerror(-r));
+		snprintf(msg, msg_len, "cannot be opened for writing: %s%s",
+			 strerror(-r), atomic_load(&v->host_full)
+			 ? ": the disk that holds the image is full; reading "
+			   "(ro) needs no room" : "");
 	return r;
 }
 

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Blocks for the volume itself: the reserve and the pool.
+ *
+ * The reserve is a promise of the allocator's, for what must not fail:
+ * checkpoints, and transactions that free. It counts the bitmaps that do not
+ * exist yet.
+ *
+ * The pool. Nodes and bitmaps are written to blocks of the pool, and those the
+ * host has set aside (image_ensure): a full host refuses a transaction in good
+ * time and no checkpoint. The last `pool_floor` of them are not for ordinary
+ * transactions, so that files can be removed on a full host, and each
+ * checkpoint puts the blocks of the nodes it replaced back into a low pool.
+ * After a crash the blocks that the pool had are free like others; where the
+ * host has no more to give, they are found by asking it which ones it has.
+ */
+#include "meta/meta_priv.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#define POOL_BATCH 128u		/* blocks taken at a time */
+
+/* ---- the reserve -------------------------------------------------------------------- */
+
+static bool reserve_spend(struct volume *v, uint64_t n)
+{
+	uint64_t held = atomic_load(&v->reserve_held);
+
+	do {
+		if (held < n)
+			return false;
+	} while (!atomic_compare_exchange_weak(&v->reserve_held, &held, held - n));
+	return true;
+}
+
+/* Bring the reserve to what it should be, as far as there is space. */
+void reserve_top_up(struct volume *v)
+{
+	uint64_t held = atomic_load(&v->reserve_held), lack, want;
+
+	rwlock_read(&v->commit);
+	want = v->reserve_want + space_absent_locked(v);
+	rwlock_unlock(&v->commit);
+	if (held > want && reserve_spend(v, held - want))
+		alloc_unreserve(v->alloc, held - want);
+	if (held >= want)
+		return;
+	for (lack = want - held; lack; lack /= 2)
+		if (alloc_reserve(v->alloc, lack) == 0) {
+			atomic_fetch_add(&v->reserve_held, lack);
+			return;
+		}
+}
+
+int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
+		unsigned max, unsigned *count, uint64_t *got, bool spend)
+{
+	int r = alloc_vec(v->alloc, goal, n, out, max, count, got);
+
+	if (r != -ENOSPC || !spend || !reserve_spend(v, n))
+		return r;
+	r = alloc_vec_reserved(v->alloc, goal, n, out, max, count, got);
+	if (r)
+		atomic_fetch_add(&v->reserve_held, n);
+	else if (*got < n)
+		atomic_fetch_add(&v->reserve_held, n - *got);
+	return r;
+}
+
+int volume_take_waiting(struct volume *v, uint64_t goal, uint64_t n,
+			      struct extent *out, unsigned max, unsigned *count,
+			      uint64_t *got, enum spend spend)
+{
+	int r = volume_take(v, goal, n, out, max, count, got,
+			    spend == SPEND_CHECKPOINT);
+
+	if (r != -ENOSPC || spend == SPEND_CHECKPOINT)
+		return r;
+	if (atomic_load(&v->pending_blks) > atomic_load(&v->pending_own)) {
+		r = checkpoint_run(v, false);
+		if (r)
+			return r;
+	}
+	r = volume_take(v, goal, n, out, max, count, got, spend);
+	if (r == -ENOSPC && spend) {
+		/* The reserve itself waits for a checkpoint of its spender. */
+		r = checkpoint_run(v, false);
+		if (!r)
+			r = volume_take(v, goal, n, out, max, count, got, true);
+	}
+	return r;
+}
+
+/* ---- the pool ----------------------------------------------------------------------- */
+
+int pool_room_locked(struct volume *v, size_t more)
+{
+	size_t cap = v->pool_cap * 2 + more + 64;
+	void *p;
+
+	if (v->pool_count + more <= v->pool_cap)
+		return 0;
+	p = realloc(v->pool, cap * sizeof(*v->pool));
+	if (!p)
+		return -ENOMEM;
+	v->pool = p;
+	v->pool_cap = cap;
+	return 0;
+}
+
+static int host_ensure(struct volume *v, const struct extent *e)
+{
+	int r = image_ensure(v->im, blk_off(v, e->start), blk_off(v, e->len));
+
+	if (r == -EOPNOTSUPP)
+		r = 0;
+	atomic_store(&v->host_full, r == -ENOSPC || r == -EDQUOT);
+	return r;
+}
+
+/* Of these runs, put what the host has blocks for into the pool; the rest is
+ * free again. */
+static int pool_add(struct volume *v, const struct extent *e, unsigned count,
+		    uint64_t *got)
+{
+	int r = 0;
+
+	*got = 0;
+	for (unsigned i = 0; i < count; i++) {
+		bool in = false;
+
+		if (r == 0)
+			r = host_ensure(v, &e[i]);
+		if (r == 0) {
+			rwlock_write(&v->commit);
+			r = pool_room_locked(v, 1);
+			if (r == 0) {
+				v->pool[v->pool_count++] = e[i];
+				v->pool_blks += e[i].len;
+				in = true;
+			}
+			rwlock_unlock(&v->commit);
+		}
+		if (in)
+			*got += e[i].len;
+		else
+			alloc_free(v->alloc, e[i].start, e[i].len);
+	}
+	return r;
+}
+
+/* Of the run [from, to), which the host has, what is free and needed. */
+static uint64_t gather_run(struct volume *v, uint64_t from, uint64_t to, uint64_t n)
+{
+	struct extent e;
+	uint64_t all = 0, got;
+
+	while (all < n && alloc_next_free(v->alloc, from, &e) == 0 && e.start < to) {
+		if (e.start + e.len > to)
+			e.len = to - e.start;
+		if (e.len > n - all)
+			e.len = n - all;
+		from = e.start + e.len;
+		if (alloc_exact(v->alloc, e.start, e.len))
+			continue;
+		if (pool_add(v, &e, 1, &got))
+			break;
+		all += got;
+	}
+	return all;
+}
+
+/*
+ * The host has no more blocks to give: find free blocks that it has given
+ * already, those that the last mount's pool held among them. True if all.
+ */
+static bool pool_gather(struct volume *v, uint64_t n)
+{
+	uint64_t off = 0, len, got = 0;
+
+	while (got < n && image_mapped(v->im, &off, &len) == 0) {
+		got += gather_run(v, (off + v->block_bytes - 1) >> v->shift,
+				  (off + len) >> v->shift, n - got);
+		off += len;
+	}
+	atomic_store(&v->host_full, true);
+	return got >= n;
+}
+
+int pool_fill(struct volume *v, uint64_t n, enum spend spend)
+{
+	struct extent ext[32];
+	unsigned count;
+	uint64_t got, want = n < POOL_BATCH ? POOL_BATCH : n;
+	int r = 0;
+
+	while (n && r == 0) {
+		if (want > v->blocks / 64 && want > n)
+			want = n;
+		r = volume_take(v, ALLOC_NO_GOAL, want, ext, 32, &count, &got,
+				false);
+		if (r == -ENOSPC)
+			r = volume_take_waiting(v, ALLOC_NO_GOAL, n, ext, 32,
+					       &count, &got, spend);
+		if (r)
+			break;
+		r = pool_add(v, ext, count, &got);
+		if (r && atomic_load(&v->host_full) && want > n)
+			r = 0;		/* no more than is needed, then */
+		n = got < n ? n - got : 0;
+		want = n;
+		if (r && atomic_load(&v->host_full) && spend != SPEND_NONE &&
+		    pool_gather(v, n))
+			return 0;
+	}
+	return r;
+}
+
+int pool_open(struct volume *v)
+{
+	int r = pool_fill(v, v->pool_floor, SPEND_CHECKPOINT);
+
+	/* A full volume gives what it has; a full host shall say so now. */
+	return r == -ENOSPC && !atomic_load(&v->host_full) ? 0 : r;
+}
+
+int pool_take(struct volume *v, uint64_t *block)
+{
+	for (;;) {
+		bool some;
+		int r;
+
+		rwlock_write(&v->commit);
+		some = v->pool_blks > 0;
+		if (some)
+			*block = block_pop_locked(v);
+		rwlock_unlock(&v->commit);
+		if (some)
+			return 0;
+		r = pool_fill(v, 1, SPEND_CHECKPOINT);
+		if (r)
+			return r;
+	}
+}
+
+/* The last block of a freed run into the pool, if the pool is low. */
+static bool keep_last_locked(struct volume *v, struct delta *d)
+{
+	uint64_t block = d->start + d->len - 1;
+
+	if (v->pool_blks >= v->pool_floor + POOL_BATCH || pool_room_locked(v, 1) ||
+	    alloc_undefer(v->alloc, block, 1))
+		return false;
+	block_push_locked(v, block);
+	atomic_fetch_sub(&v->pending_blks, 1);
+	d->len--;
+	return true;
+}
+
+void pool_keep(struct volume *v, struct deltas *l)
+{
+	bool low = true;
+
+	rwlock_write(&v->commit);
+	for (size_t i = 0; i < l->count && low; i++)
+		while (low && l->v[i].free && l->v[i].own && l->v[i].len)
+			low = keep_last_locked(v, &l->v[i]);
+	rwlock_unlock(&v->commit);
+}
