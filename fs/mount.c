@@ -43,6 +43,7 @@
 #include <stdlib.h>
 #include <sys/mount.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <syslog.h>
 #include <unistd.h>
@@ -53,6 +54,7 @@
 #define THREADS 4
 #define HELD_WAIT_MS 1000		/* umount(8) returns before the daemon ends */
 #define CLOSING_WAIT_MS 30000
+#define HEARTBEAT_S 5		/* where locks may not reach other hosts */
 #define READ_AHEAD_KB 1024
 
 extern char **environ;
@@ -63,7 +65,7 @@ struct options {
 	char *image;			/* absolute */
 	char *dir;
 	char *fsname;			/* as given */
-	bool foreground, debug, nonempty, writethrough, remount;
+	bool foreground, debug, nonempty, writethrough, remount, heartbeat_said;
 	int allow_other;		/* -1: not said */
 	unsigned threads;
 	struct fs_options fs;
@@ -86,6 +88,8 @@ static void usage(FILE *to)
 		"  allow_other noallow_other default_permissions nonempty\n"
 		"  fsname=NAME      source in /proc/mounts; IMAGE\n"
 		"  commit=SECONDS   what was answered is durable after that; 5\n"
+		"  heartbeat=SECONDS  show other hosts that the image is held; 5 on\n"
+		"                   network file systems, else 0: the lock says it\n"
 		"  discard          give freed blocks back to the host; nodiscard\n"
 		"  cache=SIZE       memory for trees and inodes; 128M\n"
 		"  threads=N        that answer requests; 4\n"
@@ -235,6 +239,9 @@ static bool option_valued(struct options *o, char *text)
 	} else if (!strcmp(text, "commit")) {
 		o->volume.commit_ms =
 			(unsigned)number(text, value, 0, 300) * 1000;
+	} else if (!strcmp(text, "heartbeat")) {
+		o->volume.heartbeat_s = (unsigned)number(text, value, 0, 60);
+		o->heartbeat_said = true;
 	} else if (!strcmp(text, "threads")) {
 		o->threads = (unsigned)number(text, value, 1, THREADS_MAX);
 	} else if (!strcmp(text, "cache")) {
@@ -424,6 +431,25 @@ static int image_busy(const struct options *o, const struct disk_mmp *mmp)
 	return -EBUSY;
 }
 
+/* May another host have the image where our lock does not reach? */
+static bool is_remote(const char *path)
+{
+	static const unsigned long magic[] = {
+		0x6969, 0xfe534d42, 0xff534d42, 0x517b,	/* NFS, SMB, CIFS */
+		0x00c36400, 0x5346414f, 0x01021997,	/* Ceph, AFS, 9P */
+		0x0bd00bd0, 0x47504653, 0x7461636f,	/* Lustre, GPFS, OCFS2 */
+		0x01161970, 0x65735546, 0x786f4256,	/* GFS2, FUSE, VirtualBox */
+	};
+	struct statfs st;
+
+	if (statfs(path, &st))
+		return false;
+	for (size_t i = 0; i < sizeof(magic) / sizeof(magic[0]); i++)
+		if ((unsigned long)st.f_type == magic[i])
+			return true;
+	return false;
+}
+
 /* A daemon that is just finishing is waited for. */
 static int image_wait(const struct options *o, struct image **out)
 {
@@ -468,6 +494,8 @@ static int open_volume(struct mount *m)
 
 	if (err)
 		return err;
+	if (!m->o->heartbeat_said && is_remote(m->o->image))
+		m->o->volume.heartbeat_s = HEARTBEAT_S;
 	err = volume_open(m->im, &m->o->volume, &m->v, msg, sizeof(msg));
 	if (err) {
 		cli_warn("cannot mount '%s': %s", m->o->fsname,

@@ -254,7 +254,10 @@ static int write_super(struct checkpoint *ck)
 
 	super_fill(ck, &s);
 	super_seal(&s, slot);
-	r = image_pwrite(v->im, &s, sizeof(s), SUPER_SLOT_OFFSET(slot));
+	r = mmp_still_ours(v);
+	if (r == 0)
+		r = image_pwrite(v->im, &s, sizeof(s),
+				 SUPER_SLOT_OFFSET(slot));
 	if (r == 0)
 		r = image_flush(v->im);
 	if (r == 0) {

@@ -148,21 +148,6 @@ int super_load_to_write(struct image *im, struct disk_super *out, unsigned *slot
 	return -EIO;
 }
 
-int mmp_load(struct image *im, struct disk_mmp *out)
-{
-	int r = image_pread(im, out, sizeof(*out), MMP_OFFSET);
-
-	if (r)
-		return r;
-	if (get64(out->magic) != MMP_MAGIC)
-		return -EINVAL;
-	if (get64(out->csum) != checksum(out, offsetof(struct disk_mmp, csum)))
-		return -EFSBADCRC;
-	out->host[sizeof(out->host) - 1] = 0;
-	out->program[sizeof(out->program) - 1] = 0;
-	return 0;
-}
-
 /* ---- inodes -------------------------------------------------------------------- */
 
 static struct time_ns time_decode(const struct disk_time *d)

@@ -3,12 +3,14 @@
  * An image in a file or on a block device: buffered I/O, one descriptor.
  */
 #include "meta/image.h"
+#include "meta/meta_priv.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fiemap.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -19,6 +21,7 @@
 struct file_image {
 	struct image im;
 	int fd;
+	int direct;		/* past the page cache; -1: not opened yet */
 };
 
 static int fd_of(const struct image *im)
@@ -164,6 +167,26 @@ static int file_mapped(struct image *im, uint64_t *off, uint64_t *len)
 	return -ENOENT;
 }
 
+static int file_shared(struct image *im, bool write, void *buf, size_t len,
+		       uint64_t off)
+{
+	struct file_image *f = (struct file_image *)im;
+	char path[40];
+	ssize_t done;
+
+	if (f->direct < 0) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", f->fd);
+		f->direct = open(path, (im->readonly ? O_RDONLY : O_RDWR) |
+					       O_DIRECT | O_CLOEXEC);
+	}
+	if (f->direct < 0)	/* a file system without: then it has no other hosts */
+		return write ? file_pwrite(im, buf, len, off) :
+			       file_pread(im, buf, len, off);
+	done = write ? pwrite(f->direct, buf, len, (off_t)off) :
+		       pread(f->direct, buf, len, (off_t)off);
+	return done == (ssize_t)len ? 0 : done < 0 ? -errno : -EIO;
+}
+
 static void file_push(struct image *im)
 {
 	sync_file_range(fd_of(im), 0, 0, SYNC_FILE_RANGE_WRITE);
@@ -181,7 +204,11 @@ static int file_resize(struct image *im, uint64_t bytes)
 
 static void file_close(struct image *im)
 {
-	close(fd_of(im));
+	struct file_image *f = (struct file_image *)im;
+
+	if (f->direct >= 0)
+		close(f->direct);
+	close(f->fd);
 	free(im->name);
 	free(im);
 }
@@ -194,6 +221,7 @@ static const struct image_ops file_ops = {
 	.discard = file_discard,
 	.ensure = file_ensure,
 	.mapped = file_mapped,
+	.shared = file_shared,
 	.push = file_push,
 	.resize = file_resize,
 	.close = file_close,
@@ -241,6 +269,7 @@ static int image_wrap(int fd, const char *path, enum image_mode mode,
 	f->im.blockdev = S_ISBLK(st.st_mode);
 	f->im.name = strdup(path);
 	f->fd = fd;
+	f->direct = -1;
 	if (!f->im.name) {
 		free(f);
 		return -ENOMEM;
@@ -262,8 +291,15 @@ static int image_open_flags(const char *path, int flags, enum image_mode mode,
 	if (fd < 0)
 		return -errno;
 	r = image_wrap(fd, path, mode, out);
-	if (r)
+	if (r) {
 		close(fd);
+		return r;
+	}
+	r = mode == IMAGE_PEEK ? 0 : mmp_watch(*out);
+	if (r) {
+		image_close(*out);
+		*out = NULL;
+	}
 	return r;
 }
 

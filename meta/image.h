@@ -35,6 +35,10 @@ struct image_ops {
 	/* The first run of blocks at or after *off that the host has, wherever
 	   it keeps them; -ENOENT when there is none. May be NULL. */
 	int (*mapped)(struct image *im, uint64_t *off, uint64_t *len);
+	/* Read or write whole, aligned 4 KiB as other hosts that share the image
+	   see them, past the caches of this one. NULL: as pread and pwrite. */
+	int (*shared)(struct image *im, bool write, void *buf, size_t len,
+		      uint64_t off);
 	/* Begin to write out what is dirty, without waiting. May be NULL. */
 	void (*push)(struct image *im);
 	int (*resize)(struct image *im, uint64_t bytes);
@@ -90,6 +94,15 @@ static inline int image_mapped(struct image *im, uint64_t *off, uint64_t *len)
 	return im->ops->mapped ? im->ops->mapped(im, off, len) : -EOPNOTSUPP;
 }
 
+static inline int image_shared(struct image *im, bool write, void *buf, size_t len,
+			       uint64_t off)
+{
+	if (im->ops->shared)
+		return im->ops->shared(im, write, buf, len, off);
+	return write ? image_pwrite(im, buf, len, off) :
+		       image_pread(im, buf, len, off);
+}
+
 static inline void image_push(struct image *im)
 {
 	if (im->ops->push)
@@ -115,7 +128,7 @@ enum image_mode {
 /*
  * Open a file or a block device and take its lock (an OFD lock on the whole
  * file; on a block device O_EXCL as well). -EBUSY when the lock is held by
- * somebody else, -EINVAL when it is neither a regular file nor a block device.
+ * somebody else, or when a heart beats in the image (mmp.c: that is watched), -EINVAL when it is neither a regular file nor a block device.
  */
 int image_open(const char *path, enum image_mode mode, struct image **out);
 

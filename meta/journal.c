@@ -276,7 +276,7 @@ static struct group *closed_pop(struct volume *v, uint64_t seq)
 static int write_closed(struct volume *v, uint64_t seq, uint64_t *last)
 {
 	struct group *g;
-	int r = 0;
+	int r = mmp_still_ours(v);
 
 	while (r == 0 && (g = closed_pop(v, seq))) {
 		r = group_write(v, g);

@@ -46,6 +46,7 @@ struct volume_options {
 	bool discard;		/* give freed blocks back to the host */
 	bool no_threads;	/* no timer, no background checkpoints: tests */
 	unsigned commit_ms;	/* commit interval; 0: 5000 */
+	unsigned heartbeat_s;	/* the holder's block is written so often; 0: once */
 	size_t cache_bytes;	/* bound of what trees and inodes may hold; 0: 128 MiB */
 	enum alloc_policy policy;
 	unsigned shards;	/* of the allocator; 0: its default */
@@ -385,6 +386,7 @@ int super_load(struct image *im, struct disk_super *out, unsigned *slot,
  */
 int super_load_to_write(struct image *im, struct disk_super *out, unsigned *slot,
 			char *msg, size_t msg_len);
+/* The block that names the holder, as other hosts see it. */
 int mmp_load(struct image *im, struct disk_mmp *out);
 uint64_t checksum(const void *buf, size_t len);
 void attr_decode(const struct disk_inode *d, struct attr *a);

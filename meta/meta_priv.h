@@ -216,6 +216,13 @@ struct volume {
 	uint64_t *late;			/* orphans that could not be freed yet */
 	size_t late_count, late_cap;
 
+	/* who holds the volume */
+	struct lock heart;		/* of mmp */
+	pthread_cond_t heart_wake;
+	pthread_t heart_thread;
+	bool heart_runs, heart_stop;
+	_Atomic uint64_t beat_s;	/* when it was last written */
+
 	/* the thread of timer and background checkpoints */
 	struct lock timer;
 	pthread_cond_t timer_wake;
@@ -495,6 +502,18 @@ static inline uint64_t blk_off(const struct volume *v, uint64_t blk)
 }
 
 /* ---- inode.c, map.c ------------------------------------------------------------------ */
+
+/* ---- mmp.c: who holds the volume ---------------------------------------------------- */
+
+void mmp_init(struct volume *v);
+/* Does another host's heart beat in the image? -EBUSY, after some intervals. */
+int mmp_watch(struct image *im);
+/* Take the volume, and begin to beat; -EBUSY with a sentence. */
+int mmp_take(struct volume *v, char *msg, size_t msg_len);
+int mmp_write(struct volume *v, uint32_t state);
+void mmp_stop(struct volume *v);
+/* Before something is written that would harm another holder. */
+int mmp_still_ours(struct volume *v);
 
 int icache_init(struct volume *v);
 void icache_fini(struct volume *v);

@@ -255,34 +255,6 @@ int volume_format(struct image *im, const struct volume_geometry *geometry)
 	return r ? r : volume_close(v);
 }
 
-/* ---- who holds the volume ----------------------------------------------------------- */
-
-static int mmp_write(struct volume *v, uint32_t state)
-{
-	struct disk_mmp *m = &v->mmp;
-
-	m->magic = put64(MMP_MAGIC);
-	m->seq = put64(get64(m->seq) + 1);
-	m->time_ns = put64(now_ns());
-	m->state = put32(state);
-	m->pid = put32((uint32_t)getpid());
-	gethostname(m->host, sizeof(m->host) - 1);
-	snprintf(m->program, sizeof(m->program), "%s",
-		 v->opt.program ? v->opt.program : "spaceweave");
-	m->csum = put64(checksum(m, offsetof(struct disk_mmp, csum)));
-	return image_pwrite(v->im, m, sizeof(*m), MMP_OFFSET);
-}
-
-static int mmp_take(struct volume *v)
-{
-	struct disk_mmp old;
-
-	if (mmp_load(v->im, &old) == 0)
-		v->mmp.seq = old.seq;
-	v->mmp.nonce = put64(random64());
-	return mmp_write(v, MMP_HELD);
-}
-
 /* ---- the thread --------------------------------------------------------------------- */
 
 /* Something is dirty: the timer shall run. */
@@ -472,6 +444,8 @@ static void volume_free(struct volume *v)
 {
 	if (v->alloc)
 		alloc_close(v->alloc);
+	lock_fini(&v->heart);
+	pthread_cond_destroy(&v->heart_wake);
 	icache_fini(v);
 	journal_fini(v);
 	held_fini(v);
@@ -538,6 +512,7 @@ static int volume_new(struct image *im, const struct volume_options *opt,
 	lock_init(&v->refs, RANK_REFS, "references");
 	lock_init(&v->timer, RANK_LEAF, "timer");
 	pthread_cond_init(&v->timer_wake, NULL);
+	mmp_init(v);
 	roots_load(v);
 	r = tree_init(v);
 	if (r == 0)
@@ -566,7 +541,7 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	v->pool_floor = v->reserve_want / 2 < 256 ? v->reserve_want / 2 : 256;
 	v->reserve_want -= v->pool_floor;
 	repair_bitmaps(v);
-	r = mmp_take(v);
+	r = mmp_take(v, msg, msg_len);
 	if (r == 0)
 		r = space_open(v);
 	if (r == 0)
@@ -667,6 +642,7 @@ int volume_open(struct image *im, const struct volume_options *opt,
 void volume_abandon(struct volume *v)
 {
 	timer_stop(v);
+	mmp_stop(v);
 	volume_free(v);
 }
 
@@ -690,9 +666,10 @@ int volume_close(struct volume *v)
 				    NULL);
 		if (r == 0)
 			r = checkpoint_run(v, true);
-		if (!atomic_load(&v->failed))
-			mmp_write(v, MMP_FREE);
 	}
+	mmp_stop(v);
+	if (!v->readonly && !atomic_load(&v->failed))
+		mmp_write(v, MMP_FREE);
 	volume_free(v);
 	return r;
 }
