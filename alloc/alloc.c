@@ -9,15 +9,17 @@
  *     is long enough, else the first before it. Taking from the front of a
  *     long run opens a window there, so that the next one follows cheaply.
  *  2. The shortest short run that is long enough: of this shard's bins for a
- *     small request, of all shards' for a large one. A large request that
- *     must be one extent and would leave a sliver of it tries 3 and 4 first.
+ *     small request, of all shards' for a large one, or when little is free. A
+ *     large request that must be one extent and would leave a sliver of it
+ *     tries 3 and 4 first.
  *  3. This shard's window for small, or for large requests.
  *  4. The tree of sizes: the shortest long run that is long enough, lowest
  *     address first (first fit: the tree of starts). For a small request, or
  *     when it is a very long one, it becomes the new window.
  *  5. This shard's windows, closed: their rest may join its neighbours.
  *  6. What the source has not described yet.
- *  7. For a small request too, the short runs of other shards.
+ *  7. The short runs of other shards, for a small request too; then their
+ *     windows, closed, where there is room for it.
  *  8. If several extents will do: the longest run there is, and again.
  *  9. With the world stopped: all windows closed, all shards' runs.
  *
@@ -32,7 +34,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* A window for large requests is worth it from so many of them. */
+/* A window is worth it from so many requests on. */
 #define WINDOW_REQUESTS 4
 /* A run shorter than this is not worth a window at a goal. */
 #define GOAL_WINDOW_MIN 1024
@@ -40,6 +42,8 @@
 #define SLIVER 16
 /* Chunks to look at before a request is cut into pieces for want of a run. */
 #define EAGER_LOADS 4
+/* A small request spares long runs once less than 1 / SCARCE is free. */
+#define SCARCE 32
 
 /* -- Promises -- */
 
@@ -174,6 +178,19 @@ double alloc_utilization(const struct alloc *a)
 
 /* -- Looking, step by step; -ENOSPC: not here -- */
 
+/*
+ * Where a window from `from` on would end: with its chunk and its run, and so
+ * that all shards' windows are but a part of what is free.
+ */
+static uint64_t window_end(const struct alloc *a, const struct run *run,
+			   uint64_t from)
+{
+	uint64_t end = min_u64(run->start + run->len,
+			       (chunk_of(from) + 1) * ALLOC_CHUNK);
+
+	return min_u64(end, from + atomic_get(&a->pool) / 4 / a->cfg.shards);
+}
+
 /* Units [s, s + len) in the long run that holds them, by a window if long. */
 static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
 {
@@ -184,15 +201,14 @@ static int take_at(struct op *op, uint64_t s, uint32_t len, struct extent *out)
 	int err;
 
 	if (space_long_run(a, s, &run)) {
-		uint64_t end = min_u64(run.start + run.len,
-				       (chunk_of(s) + 1) * ALLOC_CHUNK);
+		uint64_t end = window_end(a, &run, s);
 
 		/* At its front: what came before was taken, more may follow. */
 		if (run.start == s && end - s >= GOAL_WINDOW_MIN &&
-		    end - s >= 4 * (uint64_t)len) {
+		    end - s >= WINDOW_REQUESTS * (uint64_t)len) {
 			slot = WINDOW_GOAL + op->sh->goal_turn++ %
 						     (WINDOWS - WINDOW_GOAL);
-			err = window_open(op, slot, run, s);
+			err = window_open(op, slot, run, s, end);
 			if (!err)
 				return window_take(op, slot, len, ANY_WINDOW, out);
 			if (err != -EBUSY)
@@ -256,33 +272,9 @@ out:
 	return err;
 }
 
-/* Step 2. */
-static int from_bins(struct op *op, uint32_t len, struct extent *out)
-{
-	struct shard *sh = op->sh;
-
-	do {
-		uint32_t run;
-
-		while ((run = hints_ceil(sh, len))) {
-			uint64_t start = hint_pop(op, run);
-			int err = hint_take(op, start, run, len);
-
-			if (err == -ENOENT)
-				continue;
-			if (err)
-				hint_push(op, start, run);
-			else
-				*out = (struct extent){ start, len };
-			return err;
-		}
-	} while (hints_find_lost(op));
-	return -ENOSPC;
-}
-
 /*
- * Step 2 for a large request: the shard whose bins fit better than this one's,
- * and best of all, gives up that bin, if it can be had without waiting.
+ * The shard whose bins fit better than this one's, and best of all, gives up
+ * that bin, if it can be had without waiting.
  */
 static void steal_fit(struct op *op, uint32_t len)
 {
@@ -302,6 +294,33 @@ static void steal_fit(struct op *op, uint32_t len)
 		return;
 	op->sh->n.steals += hints_steal(op->sh, from, len);
 	latch_unlock(&from->latch);
+}
+
+/* Step 2; after steal_fit(), if from `all` shards. */
+static int from_bins(struct op *op, uint32_t len, bool all, struct extent *out)
+{
+	struct shard *sh = op->sh;
+
+	do {
+		uint32_t run;
+
+		while ((run = hints_ceil(sh, len))) {
+			uint64_t start = hint_pop(op, run);
+			int err = hint_take(op, start, run, len);
+
+			if (err == -ENOENT) {
+				if (all)
+					steal_fit(op, len);
+				continue;
+			}
+			if (err)
+				hint_push(op, start, run);
+			else
+				*out = (struct extent){ start, len };
+			return err;
+		}
+	} while (hints_find_lost(op));
+	return -ENOSPC;
 }
 
 /* The long run that the policy prefers for `len`. */
@@ -348,11 +367,10 @@ static int take_front(struct op *op, struct run run, uint64_t len)
 static int from_runs(struct op *op, uint64_t len, struct extent *out)
 {
 	struct alloc *a = op->a;
-	bool small = len <= a->small_units, window;
+	bool small = len <= a->small_units, have;
 	unsigned slot = small ? WINDOW_SMALL : WINDOW_LARGE;
 	struct run run;
-	uint64_t room;
-	bool have;
+	uint64_t end;
 	int err;
 
 	if (small && !window_take(op, slot, (uint32_t)len, ANY_WINDOW, out))
@@ -363,11 +381,10 @@ static int from_runs(struct op *op, uint64_t len, struct extent *out)
 		return 0;
 	if (!have)
 		return -ENOSPC;
-	room = min_u64(run.len, (chunk_of(run.start) + 1) * ALLOC_CHUNK - run.start);
-	window = small || (run.len >= 2 * ALLOC_CHUNK &&
-			   room >= WINDOW_REQUESTS * len);
-	if (window && room >= len) {
-		err = window_open(op, slot, run, run.start);
+	end = window_end(a, &run, run.start);
+	if ((small || run.len >= 2 * ALLOC_CHUNK) &&
+	    end - run.start >= WINDOW_REQUESTS * len) {
+		err = window_open(op, slot, run, run.start, end);
 		if (!err)
 			return window_take(op, slot, (uint32_t)len, ANY_WINDOW, out);
 		if (err != -EBUSY)
@@ -419,7 +436,8 @@ static int from_longest(struct op *op, uint64_t len, struct extent *out)
 		uint32_t run;
 
 		while ((run = hints_longest(sh))) {
-			err = from_bins(op, (uint32_t)min_u64(run, len), out);
+			err = from_bins(op, (uint32_t)min_u64(run, len), false,
+					out);
 			if (err != -ENOSPC)
 				return err;
 		}
@@ -435,30 +453,55 @@ static bool leaves_sliver(const struct op *op, uint64_t len)
 	return run > len && run - len < SLIVER;
 }
 
+static bool scarce(const struct alloc *a)
+{
+	return atomic_get(&a->pool) < atomic_get(&a->units) / SCARCE;
+}
+
 /* Steps 1 to 5. */
 static int look_here(struct op *op, uint64_t goal, uint64_t len, bool whole,
 		     struct extent *out)
 {
 	bool large = len > op->a->small_units;
+	/* What is left is too little to cut a longer run for nothing. */
+	bool all = !op->world && (large || scarce(op->a));
 	int err = -ENOSPC;
 
 	hints_tidy(op);
 	if (goal < op->a->units)
 		err = from_goal(op, goal, len, out);
 	if (err == -ENOSPC && len <= op->a->border) {
-		/* A large request shall not cut a longer run for nothing. */
-		if (large && !op->world)
+		if (all)
 			steal_fit(op, (uint32_t)len);
 		if (large && whole && leaves_sliver(op, len))
 			err = from_runs(op, len, out);
 		if (err == -ENOSPC)
-			err = from_bins(op, (uint32_t)len, out);
+			err = from_bins(op, (uint32_t)len, all, out);
 	}
 	if (err == -ENOSPC)
 		err = from_runs(op, len, out);
 	if (err == -ENOSPC)
 		err = close_windows(op) ? -ENOSPC : -EAGAIN;
 	return err;
+}
+
+/* Close a window of any shard that has room for `len`. -EAGAIN: look again. */
+static int close_fit(struct alloc *a, uint64_t len)
+{
+	struct op op;
+	int err = op_enter(a, &op);
+
+	if (err)
+		return err;
+	for (unsigned i = 0; err == 0 && i < a->cfg.shards * WINDOWS; i++) {
+		uint64_t *at = &a->shards[i / WINDOWS].windows[i % WINDOWS];
+		uint64_t chunk = atomic_get(at);
+
+		if (chunk && window_room(&op, chunk - 1) >= len)
+			err = window_close_chunk(&op, chunk - 1) ?: -EAGAIN;
+	}
+	op_leave(&op);
+	return err ? err : -ENOSPC;
 }
 
 /*
@@ -487,7 +530,7 @@ static int steal(struct alloc *a, uint64_t len)
 		if (done)
 			return -EAGAIN;
 	}
-	return -ENOSPC;
+	return close_fit(a, len);
 }
 
 static int find_all_lost(struct op *op)
@@ -533,7 +576,7 @@ static int look_everywhere(struct alloc *a, uint64_t len, bool whole,
 	for (unsigned i = 0; err == -ENOSPC && i < a->cfg.shards; i++) {
 		op.sh = &a->shards[i];
 		if (len <= a->border)
-			err = from_bins(&op, (uint32_t)len, out);
+			err = from_bins(&op, (uint32_t)len, false, out);
 		if (err == -ENOSPC && !whole)
 			err = from_longest(&op, len, out);
 	}

@@ -78,7 +78,7 @@ struct shard {
 	uint64_t credit;		/* free units promised to this shard;
 					   others read it */
 	uint32_t goal_turn;
-	uint64_t windows[WINDOWS];	/* chunk + 1; 0: none */
+	uint64_t windows[WINDOWS];	/* chunk + 1; 0: none; others read */
 	struct counters n;
 	uint64_t *lost;			/* chunks with runs that have no hint */
 	uint32_t lost_max;
@@ -289,11 +289,14 @@ uint64_t hint_pop(struct op *op, uint32_t run);
 bool hints_steal(struct shard *own, struct shard *from, uint32_t len);
 
 /* Windows; these lock what they need themselves. */
-int window_open(struct op *op, unsigned slot, struct run run, uint64_t from);
+int window_open(struct op *op, unsigned slot, struct run run, uint64_t from,
+		uint64_t to);
 /* From its front, if it has at least `len` units and `most` at most. */
 #define ANY_WINDOW UINT64_MAX
 int window_take(struct op *op, unsigned slot, uint32_t len, uint64_t most,
 		struct extent *out);
+/* What is left in the window of a chunk, whoever opened it. */
+uint32_t window_room(struct op *op, uint64_t chunk);
 int window_close(struct op *op, unsigned slot);
 int window_close_chunk(struct op *op, uint64_t chunk);
 /* Take `len` from the front of the window of a locked chunk. */

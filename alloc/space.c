@@ -650,7 +650,7 @@ static struct chunk *window_lock(struct op *op, unsigned slot, uint64_t *chunk)
 		return c;
 	if (!op->world)
 		latch_unlock(&c->latch);
-	op->sh->windows[slot] = 0;
+	atomic_set(&op->sh->windows[slot], 0);
 	return NULL;
 }
 
@@ -692,6 +692,18 @@ int window_take(struct op *op, unsigned slot, uint32_t len, uint64_t most,
 	return err;
 }
 
+uint32_t window_room(struct op *op, uint64_t chunk)
+{
+	struct chunk *c = chunks_peek(&op->a->chunks, chunk);
+	uint32_t room;
+
+	if (!op->world)
+		latch_lock(&c->latch);
+	room = c->win_hi - c->win_lo;
+	window_unlock(op, c);
+	return room;
+}
+
 int window_close_chunk(struct op *op, uint64_t chunk)
 {
 	uint64_t base = chunk * ALLOC_CHUNK;
@@ -728,19 +740,19 @@ int window_close(struct op *op, unsigned slot)
 	window_unlock(op, c);
 	err = window_close_chunk(op, chunk);
 	if (!err)
-		op->sh->windows[slot] = 0;
+		atomic_set(&op->sh->windows[slot], 0);
 	return err;
 }
 
 /*
- * Make the part of `run` from `from` to the end of its chunk the window of
- * `slot`, in the place of the one that is there. -EAGAIN when the run is gone,
- * -EBUSY when the chunk has a window already.
+ * Make [from, to) of `run`, in one chunk, the window of `slot`, in the place of
+ * the one that is there. -EAGAIN when the run is gone, -EBUSY when the chunk
+ * has a window already.
  */
-int window_open(struct op *op, unsigned slot, struct run run, uint64_t from)
+int window_open(struct op *op, unsigned slot, struct run run, uint64_t from,
+		uint64_t to)
 {
 	uint64_t chunk = chunk_of(from);
-	uint64_t to = min_u64(run.start + run.len, (chunk + 1) * ALLOC_CHUNK);
 	struct chunk *c;
 	struct hood h;
 	int err = window_close(op, slot);
@@ -755,7 +767,7 @@ int window_open(struct op *op, unsigned slot, struct run run, uint64_t from)
 		c->win_lo = off_of(from);
 		c->win_hi = c->win_lo + (uint32_t)(to - from);
 		c->win_owner = (uint16_t)owner_id(op, slot);
-		op->sh->windows[slot] = chunk + 1;
+		atomic_set(&op->sh->windows[slot], chunk + 1);
 	}
 	hood_unlock(op, &h);
 	return err;

@@ -136,23 +136,25 @@ int attr_kill_priv(struct txn *t, struct inode *ip)
 	return 0;
 }
 
+static struct time_ns time_of(const struct timespec *ts)
+{
+	return (struct time_ns){ts->tv_sec, (uint32_t)ts->tv_nsec};
+}
+
 static void apply_times(struct attr *a, int what, const struct stat *st,
 			struct time_ns now)
 {
 	if (what & FS_SET_ATIME)
-		a->atime = (struct time_ns){st->st_atim.tv_sec,
-					    (uint32_t)st->st_atim.tv_nsec};
+		a->atime = time_of(&st->st_atim);
 	if (what & FS_SET_MTIME)
-		a->mtime = (struct time_ns){st->st_mtim.tv_sec,
-					    (uint32_t)st->st_mtim.tv_nsec};
+		a->mtime = time_of(&st->st_mtim);
 	if (what & FS_SET_ATIME_NOW)
 		a->atime = now;
 	if (what & FS_SET_MTIME_NOW)
 		a->mtime = now;
 	a->ctime = now;
 	if (what & FS_SET_CTIME)
-		a->ctime = (struct time_ns){st->st_ctim.tv_sec,
-					    (uint32_t)st->st_ctim.tv_nsec};
+		a->ctime = time_of(&st->st_ctim);
 }
 
 int attr_apply(struct txn *t, struct fs *fs, struct inode *ip, int what,
@@ -187,21 +189,35 @@ int attr_apply(struct txn *t, struct fs *fs, struct inode *ip, int what,
 	return 0;
 }
 
-/* Times that were said, not "now", nor what a cache owes (with its ctime). */
-static bool times_said(int what)
+/* Nothing but what a cache owes: it has written the file, or moved its ctime. */
+static bool times_owed(const struct inode *ip, int what, const struct stat *st)
 {
-	return (what & (FS_SET_ATIME | FS_SET_ATIME_NOW)) == FS_SET_ATIME ||
-	       (what & (FS_SET_MTIME | FS_SET_MTIME_NOW | FS_SET_CTIME)) ==
-		       FS_SET_MTIME;
+	return (what & ~FS_SET_CACHED) == (FS_SET_MTIME | FS_SET_CTIME) &&
+	       ((what & FS_SET_CACHED) ||
+		!time_cmp(time_of(&st->st_mtim), ip->a.mtime));
 }
 
-static int setattr_allowed(const struct inode *ip, int what)
+/* Times other than now; a cache's "now" comes as an mtime like its ctime. */
+static bool times_said(int what, const struct stat *st)
+{
+	if ((what & (FS_SET_ATIME | FS_SET_ATIME_NOW)) == FS_SET_ATIME)
+		return true;
+	if ((what & (FS_SET_MTIME | FS_SET_MTIME_NOW)) != FS_SET_MTIME)
+		return false;
+	return !(what & FS_SET_CTIME) ||
+	       time_cmp(time_of(&st->st_mtim), time_of(&st->st_ctim));
+}
+
+static int setattr_allowed(const struct inode *ip, int what,
+			   const struct stat *st)
 {
 	const int never = FS_SET_MODE | FS_SET_UID | FS_SET_GID | FS_SET_SIZE;
 
-	if (ip->a.flags & INODE_IMMUTABLE)
-		return -EPERM;
-	if ((ip->a.flags & INODE_APPEND) && ((what & never) || times_said(what)))
+	if (!(ip->a.flags & (INODE_IMMUTABLE | INODE_APPEND)) ||
+	    times_owed(ip, what, st))
+		return 0;
+	if ((ip->a.flags & INODE_IMMUTABLE) || (what & never) ||
+	    times_said(what, st))
 		return -EPERM;
 	return 0;
 }
@@ -231,7 +247,7 @@ static int setattr_once(struct fs *fs, uint64_t ino, int what, struct stat *st)
 
 	if (err)
 		return err;
-	err = setattr_allowed(ip, what);
+	err = setattr_allowed(ip, what, st);
 	if (!err && (what & FS_SET_SIZE))
 		err = file_resize(fs, ip, what, st);
 	else if (!err)

@@ -107,6 +107,7 @@ int fs_getattr(struct fs *fs, uint64_t ino, struct stat *st);
 #define FS_SET_MTIME_NOW 0x080
 #define FS_SET_CTIME 0x100
 #define FS_SET_KILL_SUID 0x200	/* the size change comes from an unprivileged open */
+#define FS_SET_CACHED 0x400	/* these times a cache owes for what it wrote */
 /* Changes what `what` names to st's; *st is the result. */
 int fs_setattr(struct fs *fs, uint64_t ino, int what, struct stat *st);
 

@@ -392,9 +392,11 @@ static void do_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr,
 	struct stat st = *attr;
 	int what = setattr_what(set);
 
-	(void)fi;
 	if (!what && fuse_req_ctx(req)->uid)
 		what = FS_SET_KILL_SUID;
+	/* utimes comes without the open file, a cache with it */
+	if (fi && what == (FS_SET_MTIME | FS_SET_CTIME))
+		what |= FS_SET_CACHED;
 	reply_attr(req, fs_setattr(fs_of(req), ino, what, &st), &st);
 }
 
@@ -463,22 +465,33 @@ static void do_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 	reply_err(req, fs_removexattr(fs_of(req), &c, ino, name));
 }
 
-/* ---- seeking for data and holes ---------------------------------------------------- */
+/* ---- what the kernel has to write out first ------------------------------------------ */
 
 /*
  * With the writeback cache the kernel asks where the data are without handing
  * over the dirty pages first, and holes would be reported where there is data
  * only in its cache. So before a hole is believed the kernel is made to write
  * out what it has there, by invalidating just that range (in which a clean
- * page holds nothing but zeroes). That waits for writes which the workers must
- * be free to serve: one thread of its own does it, and answers.
+ * page holds nothing but zeroes). In the same way a file is written out before
+ * it becomes immutable: what was written before must not be refused after.
+ * That waits for writes which the workers must be free to serve: one thread of
+ * its own does it, and answers.
  */
-struct seek {
-	struct seek *next;
+struct behind {
+	struct behind *next;
+	void (*run)(struct behind *b);
 	fuse_req_t req;
 	fuse_ino_t ino;
-	off_t off;
-	int whence;
+	union {
+		struct {
+			off_t off;
+			int whence;
+		} seek;
+		struct {
+			uint32_t flags, projid;
+			bool has_projid;
+		} set;
+	};
 };
 
 static struct {
@@ -486,10 +499,89 @@ static struct {
 	pthread_cond_t wake;
 	pthread_t thread;
 	bool started, stop;
-	struct seek *first, **last;
+	struct behind *first, **last;
 	struct face *face;
 	struct fuse_session *se;
-} seeker;
+} flusher;
+
+/* Write out what the kernel has in [from, to); to 0: to the end. */
+static void flush_cached(fuse_ino_t ino, off_t from, off_t to)
+{
+	fuse_lowlevel_notify_inval_inode(flusher.se, ino, from,
+					 to ? to - from : 0);
+}
+
+/* The kernel is to ask for the attributes again. */
+static void forget_attr(fuse_ino_t ino)
+{
+	fuse_lowlevel_notify_inval_inode(flusher.se, ino, -1, 0);
+}
+
+static void *flusher_run(void *arg)
+{
+	struct behind *b;
+
+	(void)arg;
+	lock_lock(&flusher.lock);
+	while (!flusher.stop) {
+		b = flusher.first;
+		if (!b) {
+			lock_wait(&flusher.lock, &flusher.wake);
+			continue;
+		}
+		flusher.first = b->next;
+		if (!b->next)
+			flusher.last = &flusher.first;
+		lock_unlock(&flusher.lock);
+		b->run(b);
+		free(b);
+		lock_lock(&flusher.lock);
+	}
+	lock_unlock(&flusher.lock);
+	return NULL;
+}
+
+int face_start(struct face *face, struct fuse_session *se)
+{
+	lock_init(&flusher.lock, RANK_LEAF, "flusher");
+	pthread_cond_init(&flusher.wake, NULL);
+	flusher.last = &flusher.first;
+	flusher.face = face;
+	flusher.se = se;
+	flusher.started = !pthread_create(&flusher.thread, NULL, flusher_run,
+					  NULL);
+	return flusher.started ? 0 : -EAGAIN;
+}
+
+void face_stop(void)
+{
+	if (!flusher.started)
+		return;
+	lock_lock(&flusher.lock);
+	flusher.stop = true;
+	pthread_cond_signal(&flusher.wake);
+	lock_unlock(&flusher.lock);
+	pthread_join(flusher.thread, NULL);
+}
+
+/* Let the thread answer this one. */
+static void answer_behind(const struct behind *what)
+{
+	struct behind *b = malloc(sizeof(*b));
+
+	if (!b) {
+		reply_err(what->req, -ENOMEM);
+		return;
+	}
+	*b = *what;
+	lock_lock(&flusher.lock);
+	*flusher.last = b;
+	flusher.last = &b->next;
+	pthread_cond_signal(&flusher.wake);
+	lock_unlock(&flusher.lock);
+}
+
+/* ---- seeking for data and holes ---------------------------------------------------- */
 
 static void seek_reply(fuse_req_t req, off_t at)
 {
@@ -499,20 +591,13 @@ static void seek_reply(fuse_req_t req, off_t at)
 		fuse_reply_lseek(req, at);
 }
 
-/* Write out what the kernel has in [from, to); to 0: to the end. */
-static void seek_flush(fuse_ino_t ino, off_t from, off_t to)
-{
-	fuse_lowlevel_notify_inval_inode(seeker.se, ino, from,
-					 to ? to - from : 0);
-}
-
 static off_t seek_data(struct fs *fs, fuse_ino_t ino, off_t off)
 {
 	off_t at = fs_lseek(fs, ino, off, SEEK_DATA);
 
 	if (at == off || (at < 0 && at != -ENXIO))
 		return at;
-	seek_flush(ino, off, at < 0 ? 0 : at);
+	flush_cached(ino, off, at < 0 ? 0 : at);
 	return fs_lseek(fs, ino, off, SEEK_DATA);
 }
 
@@ -529,93 +614,37 @@ static off_t seek_hole(struct fs *fs, fuse_ino_t ino, off_t off)
 		end = fs_lseek(fs, ino, from, SEEK_DATA);
 		if (end < 0)
 			end = 0;
-		seek_flush(ino, from, end);
+		flush_cached(ino, from, end);
 		hole = fs_lseek(fs, ino, off, SEEK_HOLE);
 		if (!end)
 			return hole;
 	}
 }
 
-static void *seek_run(void *arg)
+static void seek_behind(struct behind *b)
 {
-	struct seek *s;
+	struct fs *fs = flusher.face->fs;
 
-	(void)arg;
-	lock_lock(&seeker.lock);
-	while (!seeker.stop) {
-		s = seeker.first;
-		if (!s) {
-			lock_wait(&seeker.lock, &seeker.wake);
-			continue;
-		}
-		seeker.first = s->next;
-		if (!s->next)
-			seeker.last = &seeker.first;
-		lock_unlock(&seeker.lock);
-		seek_reply(s->req, s->whence == SEEK_DATA
-			   ? seek_data(seeker.face->fs, s->ino, s->off)
-			   : seek_hole(seeker.face->fs, s->ino, s->off));
-		free(s);
-		lock_lock(&seeker.lock);
-	}
-	lock_unlock(&seeker.lock);
-	return NULL;
-}
-
-int face_start(struct face *face, struct fuse_session *se)
-{
-	lock_init(&seeker.lock, RANK_LEAF, "seeker");
-	pthread_cond_init(&seeker.wake, NULL);
-	seeker.last = &seeker.first;
-	seeker.face = face;
-	seeker.se = se;
-	seeker.started = !pthread_create(&seeker.thread, NULL, seek_run, NULL);
-	return seeker.started ? 0 : -EAGAIN;
-}
-
-void face_stop(void)
-{
-	if (!seeker.started)
-		return;
-	lock_lock(&seeker.lock);
-	seeker.stop = true;
-	pthread_cond_signal(&seeker.wake);
-	lock_unlock(&seeker.lock);
-	pthread_join(seeker.thread, NULL);
-}
-
-static int seek_queue(const struct seek *what)
-{
-	struct seek *s = malloc(sizeof(*s));
-
-	if (!s)
-		return -ENOMEM;
-	*s = *what;
-	lock_lock(&seeker.lock);
-	*seeker.last = s;
-	seeker.last = &s->next;
-	pthread_cond_signal(&seeker.wake);
-	lock_unlock(&seeker.lock);
-	return 0;
+	seek_reply(b->req, b->seek.whence == SEEK_DATA
+		   ? seek_data(fs, b->ino, b->seek.off)
+		   : seek_hole(fs, b->ino, b->seek.off));
 }
 
 static void do_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 		     struct fuse_file_info *fi)
 {
-	const struct seek s = {NULL, req, ino, off, whence};
+	const struct behind b = {.run = seek_behind, .req = req, .ino = ino,
+				 .seek = {off, whence}};
 	const struct face *face = fuse_req_userdata(req);
 	off_t at = fs_lseek(face->fs, ino, off, whence);
-	int err = 0;
 
 	(void)fi;
 	/* Data is data; only a hole may be one in our eyes alone. */
 	if (face->writeback && (at == -ENXIO || at >= 0) &&
 	    !(whence == SEEK_DATA && at == off))
-		err = seek_queue(&s);
+		answer_behind(&b);
 	else
 		seek_reply(req, at);
-	if (err)
-		reply_err(req, err);
 }
 
 /* ---- contents ------------------------------------------------------------------------- */
@@ -661,7 +690,7 @@ static void do_write(fuse_req_t req, fuse_ino_t ino, const char *buf,
 		late_add(ino, (int)n);
 	reply_err(req, (int)n);
 	if (flags & FS_WRITE_CACHED)
-		fuse_lowlevel_notify_inval_inode(seeker.se, ino, -1, 0);
+		forget_attr(ino);
 }
 
 static void do_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off,
@@ -723,14 +752,38 @@ static void ioctl_getflags(const struct ioctl *i)
 	ioctl_reply(i, err, flags, sizeof(flags));
 }
 
-/* The change moved ctime, and an ioctl tells the kernel nothing. */
-static void ioctl_changed(const struct ioctl *i, int err)
+/* The change moves ctime, and an ioctl tells the kernel nothing. */
+static void setflags(struct behind *b)
 {
-	const fuse_ino_t ino = i->ino;
+	int err = fs_setflags(fs_of(b->req), b->ino, &b->set.flags,
+			      b->set.has_projid ? &b->set.projid : NULL);
 
-	ioctl_reply(i, err, NULL, 0);
+	if (err)
+		reply_err(b->req, err);
+	else
+		fuse_reply_ioctl(b->req, 0, NULL, 0);
 	if (!err)
-		fuse_lowlevel_notify_inval_inode(seeker.se, ino, -1, 0);
+		forget_attr(b->ino);
+}
+
+static void setflags_behind(struct behind *b)
+{
+	flush_cached(b->ino, 0, 0);
+	setflags(b);
+}
+
+static void ioctl_change(const struct ioctl *i, uint32_t flags,
+			 const uint32_t *projid)
+{
+	struct behind b = {.run = setflags_behind, .req = i->req, .ino = i->ino,
+			   .set = {.flags = flags, .has_projid = projid}};
+
+	if (projid)
+		b.set.projid = *projid;
+	if (flags & FS_IMMUTABLE_FL)
+		answer_behind(&b);
+	else
+		setflags(&b);
 }
 
 static void ioctl_setflags(const struct ioctl *i)
@@ -742,7 +795,7 @@ static void ioctl_setflags(const struct ioctl *i)
 		return;
 	}
 	memcpy(&flags, i->in, sizeof(flags));
-	ioctl_changed(i, fs_setflags(fs_of(i->req), i->ino, &flags, NULL));
+	ioctl_change(i, flags, NULL);
 }
 
 /* The same flags by their other names. */
@@ -784,11 +837,14 @@ static void ioctl_fssetxattr(const struct ioctl *i)
 	if (!err) {
 		memcpy(&x, i->in, sizeof(x));
 		flags = (flags & FS_DIRSYNC_FL) | xflags_map(x.fsx_xflags, 1);
-		err = x.fsx_extsize || x.fsx_cowextsize ? -EOPNOTSUPP
-			: fs_setflags(fs_of(i->req), i->ino, &flags,
-				      &x.fsx_projid);
+		if (x.fsx_extsize || x.fsx_cowextsize ||
+		    x.fsx_xflags != xflags_map(flags, 0))
+			err = -EOPNOTSUPP;
 	}
-	ioctl_changed(i, err);
+	if (err)
+		reply_err(i->req, err);
+	else
+		ioctl_change(i, flags, &x.fsx_projid);
 }
 
 static void ioctl_trim(const struct ioctl *i)
@@ -822,7 +878,7 @@ static void do_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg,
 		     size_t in_bytes, size_t out_bytes)
 {
 	const struct ioctl i = {req, ino, in, in_bytes, out_bytes};
-	const uint32_t generation[2] = {0, 0};
+	const uint32_t generation = 0;
 
 	(void)arg;
 	(void)fi;
@@ -840,8 +896,9 @@ static void do_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void *arg,
 	case FS_IOC_FSSETXATTR:
 		ioctl_fssetxattr(&i);
 		break;
-	case FS_IOC_GETVERSION:
-		ioctl_reply(&i, 0, generation, sizeof(generation));
+	case FS_IOC_GETVERSION:		/* says long, and means int */
+	case FS_IOC32_GETVERSION:
+		ioctl_reply(&i, 0, &generation, sizeof(generation));
 		break;
 	case FS_IOC_GETFSLABEL:
 		ioctl_label(&i);

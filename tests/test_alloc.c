@@ -887,6 +887,74 @@ static void sixteen_threads_load_together(void **state)
 	free(s.map);
 }
 
+/* A space kept 99 % full with requests of up to 64 units. */
+struct churn {
+	struct alloc *a;
+	struct random r;
+	uint64_t used, full;
+	struct extent *held;
+	size_t count;
+	uint64_t requests, extents;
+};
+
+static void churn_fill(struct churn *c)
+{
+	while (c->used + 64 < c->full) {
+		uint64_t got;
+		unsigned n;
+
+		expect(alloc_vec(c->a, ALLOC_NO_GOAL, 1 + below(&c->r, 64),
+				 &c->held[c->count], 64, &n, &got), 0, "alloc_vec");
+		c->count += n;
+		c->used += got;
+		c->requests++;
+		c->extents += n;
+	}
+}
+
+static void *churn_thread(void *arg)
+{
+	struct churn *c = arg;
+
+	churn_fill(c);
+	c->requests = c->extents = 0;
+	for (unsigned i = 0; i < 300000 / SLOW; i++) {
+		size_t at = below(&c->r, c->count);
+
+		expect(alloc_free(c->a, c->held[at].start, c->held[at].len), 0,
+		       "alloc_free");
+		c->used -= c->held[at].len;
+		c->held[at] = c->held[--c->count];
+		churn_fill(c);
+	}
+	return NULL;
+}
+
+/* What the shard of the one before it has: its bins, and its windows. */
+static void a_full_space_serves_the_next_thread_as_well(void **state)
+{
+	struct alloc_config cfg = { .units = 1 << 22 };
+	struct churn c = { .r = { seed(8) }, .full = cfg.units / 100 * 99 };
+
+	(void)state;
+	c.held = calloc(cfg.units, sizeof(*c.held));
+	assert_non_null(c.held);
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &c.a), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		pthread_t thread;
+
+		assert_int_equal(pthread_create(&thread, NULL, churn_thread, &c), 0);
+		pthread_join(thread, NULL);
+		print_message("%llu extents for %llu requests\n",
+			      (unsigned long long)c.extents,
+			      (unsigned long long)c.requests);
+		assert_true(c.extents <= c.requests + c.requests / 1000);
+	}
+	check(c.a);
+	assert_int_equal(alloc_close(c.a), 0);
+	free(c.held);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -901,6 +969,7 @@ int main(void)
 		cmocka_unit_test(a_source_is_asked_as_needed),
 		cmocka_unit_test(sixteen_threads_never_share_a_unit),
 		cmocka_unit_test(sixteen_threads_load_together),
+		cmocka_unit_test(a_full_space_serves_the_next_thread_as_well),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -245,7 +245,7 @@ static unsigned maps_take(void *ctx, uint64_t len, struct extent *out,
 	pthread_mutex_lock(&t->m);
 	if (t->free < len)
 		goto out;
-	while (len) {
+	while (len && count < max) {
 		struct knot *n = t->root[0], *fit = NULL, *last = NULL;
 		uint64_t start, had, got;
 
@@ -271,8 +271,7 @@ static unsigned maps_take(void *ctx, uint64_t len, struct extent *out,
 		maps_del(t, fit);
 		if (had > got)
 			maps_add(t, start + got, had - got);
-		if (count < max)
-			out[count++] = (struct extent){ start, got };
+		out[count++] = (struct extent){ start, got };
 		t->free -= got;
 		len -= got;
 	}
@@ -380,14 +379,13 @@ static unsigned plain_take(void *ctx, uint64_t len, struct extent *out,
 		goto out;
 	at = plain_next(p, p->low, p->units, ~0ull);
 	p->low = at;
-	while (len && at < p->units) {
+	while (len && count < max && at < p->units) {
 		uint64_t end = at + len < p->units ? at + len : p->units, n;
 
 		n = plain_next(p, at, end, 0) - at;
 		if (n == len || max > 1) {
 			plain_set(p, at, n, true);
-			if (count < max)
-				out[count++] = (struct extent){ at, n };
+			out[count++] = (struct extent){ at, n };
 			p->free -= n;
 			len -= n;
 		}

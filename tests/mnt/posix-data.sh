@@ -125,6 +125,27 @@ os.pwrite(fd, b"e" * B, 4 * B)
 assert os.preadv(d, [buf], 4 * B) == 4 * B and buf[:] == b"e" * B + b"d" * 3 * B
 assert os.preadv(d, [buf], 14 * B) == 2 * B
 
+# the kernel's FUSE lets direct I/O of any alignment through
+image, fd = bytearray(20 * B), new("ragged")
+os.pwrite(fd, bytes(image), 0)
+d = os.open("ragged", os.O_RDWR | os.O_DIRECT)
+rnd = random.Random(2)
+for k in range(200):
+    off, n = rnd.randrange(18 * B), rnd.randrange(1, 2 * B)
+    part = memoryview(buf)[rnd.randrange(B):][:n]
+    if k % 3 == 0:                          # a cached page lies in its way
+        os.pwrite(fd, b"%d" % k, off); image[off:off + len(b"%d" % k)] = b"%d" % k
+    if k % 2:
+        part[:] = rnd.randbytes(n)
+        assert os.pwritev(d, [part], off) == n
+        image[off:off + n] = part
+    else:
+        assert os.preadv(d, [part], off) == n and part == image[off:off + n], k
+    if k % 5 == 0:
+        assert os.pread(fd, 30 * B, 0) == bytes(image), k
+assert os.pread(fd, 30 * B, 0) == bytes(image)
+os.close(d)
+
 # mappings and calls see each other
 fd = new("map")
 os.ftruncate(fd, 8 * B)
@@ -200,35 +221,79 @@ for n, s in json.load(open("sums")).items():
 EOF
 stop
 
-# an unwritten extent does not fail on its first write when nothing else is free
+# an unwritten extent does not fail on its first write when nothing else is free:
+# whole blocks, parts of them and stores, before a mount and after
 format 64M
 start
-py <<'EOF'
-import errno, os
-fd = os.open("mine", os.O_CREAT | os.O_RDWR)
-os.posix_fallocate(fd, 0, 16 << 20)
-full = os.open("full", os.O_CREAT | os.O_WRONLY | os.O_SYNC)
-try:
-    while True:
-        os.write(full, b"f" * (1 << 20))
-except OSError as e:
-    assert e.errno == errno.ENOSPC
-for off in range(0, 16 << 20, 1 << 20):
-    os.pwrite(fd, b"p" * (1 << 20), off)
-os.fsync(fd)
-assert os.pread(fd, 16 << 20, 0) == b"p" * (16 << 20)
-os.close(full); os.unlink("full")
-again = os.open("again", os.O_CREAT | os.O_WRONLY | os.O_SYNC)
-os.write(again, b"a" * (8 << 20))
-# without O_SYNC the writer hears of it, too, in time
-try:
-    with open("endless", "wb", buffering=0) as f:
-        for i in range(4096):
-            f.write(b"e" * (1 << 20))
-    assert False, "4 GiB into 64 MiB"
-except OSError as e:
-    assert e.errno == errno.ENOSPC
-os.unlink("endless")
+cat >"$work/full.py" <<'EOF'
+import errno, mmap, os, sys
+M = 1 << 20
+def fill():
+    full = os.open("full", os.O_CREAT | os.O_WRONLY | os.O_SYNC | os.O_APPEND)
+    for n in M, 4096:
+        try:
+            while True:
+                os.write(full, b"f" * n)
+        except OSError as e:
+            assert e.errno == errno.ENOSPC
+    os.close(full)
+def use(path, byte):
+    fd = os.open(path, os.O_RDWR)
+    assert os.pread(fd, 8 * M, 0) == bytes(8 * M)
+    for off in range(0, 4 * M, M):
+        os.pwrite(fd, byte * M, off)
+    os.fsync(fd)
+    for off in range(4 * M, 6 * M, 4096):
+        os.pwrite(fd, byte * 100, off + 50)
+        if off % (M // 4) == 0: os.fsync(fd)
+    os.fsync(fd)
+    m = mmap.mmap(fd, 8 * M)
+    for off in range(6 * M, 8 * M, 4096):
+        m[off + 50:off + 150] = byte * 100
+    m.flush()
+    os.fsync(fd)
+    m.close(); os.close(fd)
+def verify(path, byte):
+    some = bytes(50) + byte * 100 + bytes(4096 - 150)
+    want = byte * (4 * M) + some * (M // 1024)
+    assert open(path, "rb").read() == want, path
+if sys.argv[1] == "first":
+    for p in "early", "late":
+        fd = os.open(p, os.O_CREAT | os.O_RDWR)
+        os.posix_fallocate(fd, 0, 8 * M)
+        os.close(fd)
+    fill()
+    use("early", b"e")
+    verify("early", b"e")
+else:
+    verify("early", b"e")
+    fill()
+    use("late", b"l")
+    verify("late", b"l")
+    os.unlink("full")
+    again = os.open("again", os.O_CREAT | os.O_WRONLY | os.O_SYNC)
+    os.write(again, b"a" * (8 * M))
+    # without O_SYNC the writer hears of it, too, in time
+    try:
+        with open("endless", "wb", buffering=0) as f:
+            for i in range(4096):
+                f.write(b"e" * M)
+        assert False, "4 GiB into 64 MiB"
+    except OSError as e:
+        assert e.errno == errno.ENOSPC
+    os.unlink("endless")
 EOF
+(cd "$mnt" && python3 "$work/full.py" first)
 stop
 check
+start
+(cd "$mnt" && python3 "$work/full.py" then)
+stop
+check
+start
+python3 - "$mnt/late" <<'EOF'
+import sys
+d = open(sys.argv[1], "rb").read()
+assert d[:4 << 20] == b"l" * (4 << 20) and d[-4096:] == bytes(50) + b"l" * 100 + bytes(4096 - 150)
+EOF
+stop

@@ -4,6 +4,7 @@
 
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/posix.inc"
+[ -x "$damage" ] || skip "no $damage: make tests"
 both_users
 format 256M
 start
@@ -117,7 +118,59 @@ assert len(set(names)) == len(names) == len(os.listdir("list")) + 2
 for i in range(len(names) - 1, 0, -97):
     libc.seekdir(d, ctypes.c_long(at[i]))
     assert nextname() == names[i], i
+# a place told stays one while others come and go, and when its own name goes
+keep = set(names[1000:2000:2])
+for i, n in enumerate(names):
+    if n not in keep and n not in (b".", b".."):
+        p = b"list/" + n
+        os.rmdir(p) if os.path.isdir(p) and not os.path.islink(p) else os.unlink(p)
+    if i % 3 == 0: touch(b"list/later%d" % i)
+for i in (1000, 1001, 1500, 1999, 2):
+    libc.seekdir(d, ctypes.c_long(at[i]))
+    rest = []
+    while (n := nextname()) is not None: rest.append(n)
+    assert len(set(rest)) == len(rest), i
+    assert [n for n in rest if n in keep] == [n for n in names[i:] if n in keep], i
+    # one that went may still be told: the kernel keeps what it has listed
+    assert set(rest) <= set(names) | {b"later%d" % k for k in range(len(names))}, i
 libc.closedir(d)
+assert set(os.listdir(b"list")) == keep | {b"later%d" % i for i in range(0, len(names), 3)}
+
+# every type, told by the listing
+kinds = {"dir": 4, "reg": 8, "lnk": 10, "fifo": 1, "sock": 12}
+os.mkdir("types"); os.mkdir("types/dir"); touch("types/reg"); os.symlink("x", "types/lnk")
+os.mkfifo("types/fifo"); socket.socket(socket.AF_UNIX).bind("types/sock")
+if os.geteuid() == 0:
+    os.mknod("types/chr", stat.S_IFCHR | 0o600, os.makedev(1, 3)); kinds["chr"] = 2
+    os.mknod("types/blk", stat.S_IFBLK | 0o600, os.makedev(7, 0)); kinds["blk"] = 6
+d = ctypes.c_void_p(libc.opendir(b"types"))
+told = {}
+while (p := libc.readdir64(d)):
+    told[ctypes.string_at(p + 19).decode()] = ctypes.string_at(p + 18, 1)[0]
+libc.closedir(d)
+assert told == dict(kinds, **{".": 4, "..": 4}), told
+
+# removed while another lists it and a third makes more
+os.mkdir("busy")
+for i in range(3000): touch("busy/%d" % i)
+def child(f):
+    pid = os.fork()
+    if pid: return pid
+    try: f(); os._exit(0)
+    except BaseException as e: print(repr(e), flush=True); os._exit(1)
+def more():
+    for i in range(1000): touch("busy/more%d" % i)
+def look():
+    for i in range(20):
+        n = os.listdir("busy")
+        assert len(set(n)) == len(n)
+def remove():
+    for n in os.listdir("busy"):
+        if not n.startswith("more"): os.unlink("busy/" + n)
+for pid in [child(more), child(look), child(remove)]:
+    assert os.waitpid(pid, 0)[1] == 0
+remove()
+assert set(os.listdir("busy")) == {"more%d" % i for i in range(1000)}
 
 # rename
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
@@ -162,7 +215,65 @@ check
 start
 [ "$(readlink "$mnt/long" | wc -c)" = 4096 ] || fail "symlink after a mount"
 same "$(find "$mnt/names" -mindepth 1 -print0 | tr -dc '\0' | wc -c)" 7 "names after a mount"
+touch "$mnt/links"
+stop
+
+# the most links there may be: nobody waits until they are made
+"$damage" "$image" inode /links nlink 0x7ffffffe
+"$damage" "$image" inode / nlink 0x7fffffff
+start
+ln "$mnt/links" "$mnt/last"
+same "$(stat -c %h "$mnt/links")" 2147483647 "links"
+if ln "$mnt/links" "$mnt/more" 2>"$work/err"; then fail "2^31 links"; fi
+grep -q "Too many links" "$work/err" || fail "$(cat "$work/err")"
+if mkdir "$mnt/dir" 2>"$work/err"; then fail "2^31 folders"; fi
+grep -q "Too many links" "$work/err" || fail "$(cat "$work/err")"
+same "$(find "$mnt" -maxdepth 1 -name more -o -maxdepth 1 -name dir)" ""
+rm "$mnt/last"
+same "$(stat -c %h "$mnt/links")" 2147483646 "links"
+stop
+fsck.spaceweave -fy "$image" >/dev/null || [ $? = 1 ] || fail "fsck -y"
+check
+start
 rm -rf "${mnt:?}"/*
+same "$(ls -A "$mnt")" ""
+stop
+check
+
+# many in one folder (ENTRIES=n, 20000; the design's mark is 10^7): each found,
+# each told once, all gone
+entries=${ENTRIES:-20000}
+format $((entries / 1024 + 256))M
+start
+SECONDS=0
+py "$entries" <<'END'
+import ctypes, os, random, sys, time
+n, t = int(sys.argv[1]), time.time()
+def lap(what):
+    global t
+    print("%7.1f s: %s" % (time.time() - t, what), flush=True); t = time.time()
+os.mkdir("many"); os.chdir("many")
+for i in range(n): os.mknod("entry%08d" % i)
+lap("%d made" % n)
+seen = bytearray(n)
+with os.scandir(".") as d:
+    for e in d:
+        i = int(e.name[5:])
+        assert not seen[i], e.name
+        seen[i] = 1
+assert sum(seen) == n
+lap("listed")
+for i in (random.randrange(n) for _ in range(10000)):
+    assert os.stat("entry%08d" % i).st_nlink == 1
+    assert not os.path.exists("entry%08dx" % i)
+lap("10000 found, and 10000 not")
+END
+stop
+[ "$entries" -gt 100000 ] || check
+start
+t=$SECONDS
+rm -rf "$mnt/many"
+echo "$((SECONDS - t)) s: removed"
 same "$(ls -A "$mnt")" ""
 stop
 check

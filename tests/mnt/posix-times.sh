@@ -106,11 +106,38 @@ assert abs(time.time() - born) < 3600
 assert "system.spaceweave.btime" not in os.listxattr("read")
 EOF
 stop
-start -o noatime
-touch -d @1 "$mnt/read"
-spaceweave umount -q "$mnt"
-start -o noatime
-cat "$mnt/read" >"$work/out"
-same "$(stat -c %X "$mnt/read")" 1 "noatime"
+
+# what moves the time of an access, of a file and of a directory: "fd", "f", ...
+# after a time before mtime, after one long before, after one just after mtime
+moved() {
+	local what="" day=$1 p
+	for p in file dir; do
+		touch -a -d "$day" "$mnt/$p"
+		touch -m -d '2001-01-01' "$mnt/$p"
+	done
+	stop
+	start -o "$2"
+	cat "$mnt/file" >"$work/out"
+	ls "$mnt/dir" >"$work/out"
+	for p in file dir; do
+		[ "$(stat -c %X "$mnt/$p")" = "$(date -d "$day" +%s)" ] || what+=${p:0:1}
+	done
+	same "$what" "$3" "what moves with $2 after $day"
+}
+start
+echo x >"$mnt/file"
+mkdir "$mnt/dir"
+touch "$mnt/dir/x"
+for o in noatime: nodiratime:f relatime:fd strictatime:fd lazytime:fd; do
+	moved 2000-01-01 "${o%:*}" "${o#*:}"
+done
+# soon after: the change that touch makes is older than the access
+soon=$(date -d '+1 minute' '+%F %T')
+for o in noatime: relatime: strictatime:fd; do
+	moved "$soon" "${o%:*}" "${o#*:}"
+done
+# chattr +A, whatever the mount wants
+chattr +A "$mnt/file"
+moved 2000-01-01 strictatime d
 stop
 check

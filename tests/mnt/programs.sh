@@ -1,9 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-2-Clause
 # Programs that ask much of a file system find here what they find elsewhere.
-# timeout: 900
+# timeout: 3600
+#
+# GIT="FILES COMMITS" ("1000 10"): of a repository. FIO=SIZE (16M): of each file.
 
 . "$(dirname "$0")/lib.sh"
+read -r git_files git_commits <<<"${GIT:-1000 10}"
 need tar python3 rsync
 laps=$SECONDS
 lap() {
@@ -58,45 +61,45 @@ for c in tar rsync cp; do same_tree "$src" "$mnt/$c" "$c, after a new mount"; do
 rm -rf "$work/back"
 lap "tar, rsync, cp -a"
 
-# ---- SQLite in all its modes, four writers each
-if command -v sqlite3 >/dev/null; then
-	mkdir "$mnt/sql"
-	for mode in delete truncate persist memory wal; do
-		db=$mnt/sql/$mode.db
-		sqlite3 "$db" "PRAGMA journal_mode=$mode; CREATE TABLE t (w, n, v); PRAGMA page_size;" >/dev/null
-		pids=()
-		for w in 1 2 3 4; do
-			{
-				echo ".timeout 60000"
-				echo "PRAGMA journal_mode=$mode; PRAGMA synchronous=NORMAL;"
-				for n in $(seq "${ROWS:-25}"); do
-					echo "BEGIN IMMEDIATE; INSERT INTO t VALUES ($w, $n, randomblob(500)); COMMIT;"
-				done
-			} | sqlite3 -bail "$db" >"$work/sql.$w" 2>&1 &
-			pids+=($!)
-		done
-		for p in "${pids[@]}"; do wait "$p" || { cat "$work"/sql.?; fail "a writer in mode $mode"; }; done
-		same "$(sqlite3 "$db" 'PRAGMA integrity_check; SELECT count(*) FROM t')" "ok
-$((4 * ${ROWS:-25}))" "SQLite in mode $mode"
-	done
-	lap "SQLite"
-fi
-
 # ---- git
 if command -v git >/dev/null; then
-	g="git -c user.name=t -c user.email=t@t -C $mnt/git"
-	git init -q "$mnt/git"
-	for i in 1 2 3; do
-		cp -r "$top/meta" "$mnt/git/m$i"
-		$g add -A
-		$g commit -qm "$i"
+	repo=$mnt/git
+	g() { git -c user.name=t -c user.email=t@t -C "$repo" "$@"; }
+	git init -q "$repo"
+	g config gc.auto 0
+	python3 - "$repo" "$git_files" <<'END'
+import os, random, sys
+rnd = random.Random(0)
+words = [str(rnd.random())[2:8] for _ in range(2000)]
+for i in range(int(sys.argv[2])):
+    d = "%s/%d/%d" % (sys.argv[1], i // 1000, i // 100 % 10)
+    os.makedirs(d, exist_ok=True)
+    with open("%s/%d" % (d, i), "w") as f:
+        f.write("\n".join(rnd.choices(words, k=rnd.randrange(200))))
+END
+	g add -A
+	g commit -qm first
+	for ((i = 1; i < git_commits; i++)); do
+		for ((k = 0; k < 20; k++)); do
+			n=$((RANDOM * 7 % git_files))
+			echo "$i $RANDOM" >>"$repo/$((n / 1000))/$((n / 100 % 10))/$n"
+		done
+		g commit -qam "$i"
+		[ $((i % (git_commits / 3 + 1))) != 0 ] || g repack -qd
 	done
-	$g gc -q --aggressive --prune=now
-	$g fsck --full --strict 2>"$work/err" || { cat "$work/err"; fail "git fsck"; }
-	$g checkout -q HEAD~2
-	$g checkout -q -
-	[ -z "$($g status --porcelain)" ] || fail "git status"
-	lap "git gc, fsck"
+	lap "git, $git_files files, $git_commits commits"
+	g fsck --full --strict 2>"$work/err" || { cat "$work/err"; fail "git fsck, loose"; }
+	g repack -adfq
+	g gc -q --prune=now
+	g fsck --full --strict 2>"$work/err" || { cat "$work/err"; fail "git fsck"; }
+	same "$(g rev-list --count HEAD) $(g ls-files | wc -l)" "$git_commits $git_files" "git"
+	g checkout -q HEAD~2
+	g checkout -q -
+	[ -z "$(g status --porcelain)" ] || fail "git status"
+	git -c safe.directory='*' clone -q "$repo" "$mnt/clone"
+	diff -r -x .git "$repo" "$mnt/clone" || fail "git clone"
+	rm -rf "$mnt/clone"
+	lap "git gc, fsck, clone"
 fi
 
 # ---- mmap, holes, truncation, locks, renames, inotify: in Python
@@ -366,7 +369,7 @@ lap "Python"
 # ---- fio, which verifies what it wrote
 if command -v fio >/dev/null; then
 	cd "$work"		# where it leaves its state
-	for job in "psync 0" "psync 1" "mmap 0" "libaio 1"; do
+	for job in "sync 0" "psync 0" "psync 1" "mmap 0" "libaio 1"; do
 		read -r engine direct <<<"$job"
 		fio --name=v --directory="$mnt" --filename=fio --size="${FIO:-16M}" --rw=randrw \
 			--bsrange=512-64k --bs_unaligned=$((1 - direct)) --blockalign=512 \
@@ -375,7 +378,9 @@ if command -v fio >/dev/null; then
 			{ tail -n 20 "$work/fio"; fail "fio, $engine, direct=$direct"; }
 		rm -f "$mnt/fio"
 	done
-	lap fio
+	lap "fio, ${FIO:-16M}: sync, psync, mmap; direct: psync, libaio"
+else
+	echo "no fio here: left out"
 fi
 
 cp "$mnt/py/mmap" "$work/mmap"
