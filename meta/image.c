@@ -21,12 +21,22 @@
 struct file_image {
 	struct image im;
 	int fd;
+	int lone;		/* the same, without the kernel's guess what follows */
 	int direct;		/* past the page cache; -1: not opened yet */
 };
 
 static int fd_of(const struct image *im)
 {
 	return ((const struct file_image *)im)->fd;
+}
+
+/* Open once more what a descriptor stands for, whatever its name is by now. */
+static int fd_again(int fd, int flags)
+{
+	char path[40];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return open(path, flags | O_CLOEXEC);
 }
 
 void (*image_waits)(void);
@@ -40,7 +50,7 @@ static void waits(void)
 }
 
 /* What the host has in memory is read without telling anybody. */
-static int file_pread(struct image *im, void *buf, size_t len, uint64_t off)
+static int fd_pread(int fd, void *buf, size_t len, uint64_t off)
 {
 	int flags = image_waits && len < MUCH_BYTES ? RWF_NOWAIT : 0;
 
@@ -50,7 +60,7 @@ static int file_pread(struct image *im, void *buf, size_t len, uint64_t off)
 
 		if (!flags)
 			waits();
-		n = preadv2(fd_of(im), &iov, 1, (off_t)off, flags);
+		n = preadv2(fd, &iov, 1, (off_t)off, flags);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && flags && (errno == EAGAIN || errno == EOPNOTSUPP)) {
@@ -66,6 +76,21 @@ static int file_pread(struct image *im, void *buf, size_t len, uint64_t off)
 		off += (size_t)n;
 	}
 	return 0;
+}
+
+static int file_pread(struct image *im, void *buf, size_t len, uint64_t off)
+{
+	return fd_pread(fd_of(im), buf, len, off);
+}
+
+static int file_fetch(struct image *im, void *buf, size_t len, uint64_t off,
+		      uint64_t ahead)
+{
+	int fd = ((struct file_image *)im)->lone;
+
+	if (ahead)
+		posix_fadvise(fd, (off_t)off, (off_t)ahead, POSIX_FADV_WILLNEED);
+	return fd_pread(fd, buf, len, off);
 }
 
 static int file_pwrite(struct image *im, const void *buf, size_t len, uint64_t off)
@@ -171,14 +196,11 @@ static int file_shared(struct image *im, bool write, void *buf, size_t len,
 		       uint64_t off)
 {
 	struct file_image *f = (struct file_image *)im;
-	char path[40];
 	ssize_t done;
 
-	if (f->direct < 0) {
-		snprintf(path, sizeof(path), "/proc/self/fd/%d", f->fd);
-		f->direct = open(path, (im->readonly ? O_RDONLY : O_RDWR) |
-					       O_DIRECT | O_CLOEXEC);
-	}
+	if (f->direct < 0)
+		f->direct = fd_again(f->fd, (im->readonly ? O_RDONLY : O_RDWR) |
+						    O_DIRECT);
 	if (f->direct < 0)	/* a file system without: then it has no other hosts */
 		return write ? file_pwrite(im, buf, len, off) :
 			       file_pread(im, buf, len, off);
@@ -208,6 +230,8 @@ static void file_close(struct image *im)
 
 	if (f->direct >= 0)
 		close(f->direct);
+	if (f->lone != f->fd)
+		close(f->lone);
 	close(f->fd);
 	free(im->name);
 	free(im);
@@ -215,6 +239,7 @@ static void file_close(struct image *im)
 
 static const struct image_ops file_ops = {
 	.pread = file_pread,
+	.fetch = file_fetch,
 	.pwrite = file_pwrite,
 	.pwritev = file_pwritev,
 	.flush = file_flush,
@@ -270,6 +295,11 @@ static int image_wrap(int fd, const char *path, enum image_mode mode,
 	f->im.name = strdup(path);
 	f->fd = fd;
 	f->direct = -1;
+	f->lone = mode == IMAGE_PEEK ? -1 : fd_again(fd, O_RDONLY);
+	if (f->lone < 0)
+		f->lone = fd;
+	else
+		posix_fadvise(f->lone, 0, 0, POSIX_FADV_RANDOM);
 	if (!f->im.name) {
 		free(f);
 		return -ENOMEM;

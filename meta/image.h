@@ -39,6 +39,10 @@ struct image_ops {
 	   see them, past the caches of this one. NULL: as pread and pwrite. */
 	int (*shared)(struct image *im, bool write, void *buf, size_t len,
 		      uint64_t off);
+	/* As pread, for what lies alone: read nothing beside it but, without
+	   waiting, the `ahead` bytes from there. NULL: pread. */
+	int (*fetch)(struct image *im, void *buf, size_t len, uint64_t off,
+		     uint64_t ahead);
 	/* Begin to write out what is dirty, without waiting. May be NULL. */
 	void (*push)(struct image *im);
 	int (*resize)(struct image *im, uint64_t bytes);
@@ -101,6 +105,14 @@ static inline int image_shared(struct image *im, bool write, void *buf, size_t l
 		return im->ops->shared(im, write, buf, len, off);
 	return write ? image_pwrite(im, buf, len, off) :
 		       image_pread(im, buf, len, off);
+}
+
+static inline int image_fetch(struct image *im, void *buf, size_t len, uint64_t off,
+			      uint64_t ahead)
+{
+	if (im->ops->fetch)
+		return im->ops->fetch(im, buf, len, off, ahead);
+	return image_pread(im, buf, len, off);
 }
 
 static inline void image_push(struct image *im)

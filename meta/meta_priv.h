@@ -149,6 +149,7 @@ struct volume {
 	size_t spares;
 	struct slab *slabs;		/* where all memory of nodes lies */
 	uint8_t *scratch;		/* one block */
+	_Atomic uint64_t ahead_from;	/* leaves were read ahead from there */
 	struct group *open;
 	struct deltas deltas;		/* of the open generation */
 	struct deltas node_frees;	/* trees[].frees of files and references */
@@ -322,6 +323,7 @@ struct tree_miss {
 	enum table table;
 	unsigned level;
 	struct ptr ptr;
+	uint64_t ahead;		/* blocks from there that will be wanted; 0: who knows */
 	const char *why;
 };
 int tree_prepare_locked(struct volume *v, enum table t, const void *key,

@@ -260,6 +260,7 @@ static void list_del(struct node_list *l, struct node *n)
  * malloc's other users would keep twice its size.
  */
 #define SLAB_BYTES (256u << 10)
+#define AHEAD_BLKS 64u		/* read ahead so far */
 
 struct slab {
 	struct slab *next;
@@ -532,6 +533,33 @@ static struct node *fetch(struct volume *v, const struct tree *tr, unsigned leve
 	return NULL;
 }
 
+/*
+ * The leaf before this one is in memory: somebody goes through them in order.
+ * Leaves that follow on the volume as well shall come along.
+ */
+static void look_ahead(struct volume *v, const struct tree *tr,
+		       const struct node *parent, unsigned slot,
+		       struct tree_miss *miss)
+{
+	unsigned count = node_count(parent);
+	struct ptr ptr = slot ? node_child(parent, slot - 1) : (struct ptr){0};
+	uint64_t at = miss->ptr.block, last = at;
+
+	if (!slot || !cache_find(v, tr->table, 0, &ptr) ||
+	    at - atomic_load_explicit(&v->ahead_from, memory_order_relaxed) <
+		    AHEAD_BLKS)
+		return;
+	for (unsigned i = slot + 1; i < count && i <= slot + AHEAD_BLKS; i++) {
+		ptr = node_child(parent, i);
+		if (ptr.block - at < AHEAD_BLKS && ptr.block > last)
+			last = ptr.block;
+	}
+	if (last == at)
+		return;
+	miss->ahead = last + 1 - at;
+	atomic_store_explicit(&v->ahead_from, at, memory_order_relaxed);
+}
+
 /* -ENOENT: the tree is empty. -EAGAIN: a node is not in memory. */
 static int descend(struct volume *v, const struct tree *tr, const void *key,
 		   size_t klen, struct path *p, bool *exact,
@@ -545,6 +573,8 @@ static int descend(struct volume *v, const struct tree *tr, const void *key,
 		struct node *n = fetch(v, tr, level, &ptr, miss);
 		int slot;
 
+		if (!n && level == 0 && tr->level)
+			look_ahead(v, tr, p->n[1], (unsigned)p->slot[1], miss);
 		if (!n)
 			return -EAGAIN;
 		slot = node_search(n, key, klen, exact);
@@ -575,6 +605,8 @@ static int path_step(struct volume *v, const struct tree *tr, struct path *p,
 		ptr = node_child(p->n[level], (unsigned)p->slot[level]);
 		level--;
 		p->n[level] = fetch(v, tr, level, &ptr, miss);
+		if (!p->n[level] && level == 0)
+			look_ahead(v, tr, p->n[1], (unsigned)p->slot[1], miss);
 		if (!p->n[level])
 			return -EAGAIN;
 		p->slot[level] = dir > 0 ? 0 : (int)node_count(p->n[level]) - 1;
@@ -606,8 +638,9 @@ int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *
 		r = -EFSCORRUPTED;
 		why = "lies outside the volume";
 	} else {
-		r = image_pread(v->im, n->d, v->block_bytes,
-				blk_off(v, miss->ptr.block));
+		r = image_fetch(v->im, n->d, v->block_bytes,
+				blk_off(v, miss->ptr.block),
+				blk_off(v, miss->ahead));
 		if (!r)
 			r = node_verify(n->d, v->block_bytes, miss->table,
 					miss->level, &miss->ptr, &why);
