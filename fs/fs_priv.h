@@ -150,6 +150,7 @@ struct fuse_session;
 struct face {
 	struct fs *fs;
 	bool writeback;			/* the kernel may keep dirty pages */
+	bool export;			/* files can be opened by handle */
 	const char *image;		/* its path, for who asks the root; or NULL */
 };
 

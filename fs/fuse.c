@@ -919,8 +919,7 @@ static void do_init(void *userdata, struct fuse_conn_info *conn)
 			     FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ |
 			     FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE;
 	unsigned on = FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO |
-		      FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_DONT_MASK |
-		      FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO |
+		      FUSE_CAP_DONT_MASK | FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO |
 		      FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_POSIX_ACL |
 		      FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA |
 		      FUSE_CAP_IOCTL_DIR;
@@ -930,6 +929,8 @@ static void do_init(void *userdata, struct fuse_conn_info *conn)
 			  (conn->capable & FUSE_CAP_WRITEBACK_CACHE);
 	if (face->writeback)
 		on |= FUSE_CAP_WRITEBACK_CACHE;
+	if (face->export)
+		on |= FUSE_CAP_EXPORT_SUPPORT;
 	conn->want = (conn->want & ~off) | (on & conn->capable);
 	conn->max_write = FACE_MAX_WRITE;
 	conn->max_background = 64;

@@ -65,7 +65,8 @@ struct options {
 	char *image;			/* absolute */
 	char *dir;
 	char *fsname;			/* as given */
-	bool foreground, debug, nonempty, writethrough, remount, heartbeat_said;
+	bool foreground, debug, nonempty, writethrough, remount, heartbeat_said,
+	     export;
 	int allow_other;		/* -1: not said */
 	unsigned threads;
 	struct fs_options fs;
@@ -93,7 +94,8 @@ static void usage(FILE *to)
 		"  discard          give freed blocks back to the host; nodiscard\n"
 		"  cache=SIZE       memory for trees and inodes; 128M\n"
 		"  threads=N        that answer requests; 4\n"
-		"  writethrough     no dirty pages in the kernel\n");
+		"  writethrough     no dirty pages in the kernel\n"
+		"  export           files can be opened by handle, as NFS servers do\n");
 }
 
 static void die_usage(const char *fmt, ...)
@@ -160,6 +162,8 @@ static const struct word words[] = {
 	WORD("nonempty", nonempty, true, false),
 	WORD("remount", remount, true, false),
 	WORD("writethrough", writethrough, true, false),
+	WORD("export", export, true, false),
+	WORD("noexport", export, false, false),
 };
 
 static bool option_word(struct options *o, const char *name)
@@ -531,8 +535,11 @@ static int close_volume(struct mount *m)
 #define WIRE_WRITE_HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
 #define WIRE_TMPFILE 51			/* FUSE_TMPFILE, protocol 7.37 */
 
+#define WIRE_NO_EXPORT (1u << 6)		/* of flags2: FUSE_NO_EXPORT_SUPPORT */
+
 static uint64_t init_unique;		/* INIT, to be answered; then 0 */
-static uint32_t init_offered;
+static uint32_t init_offered, init_offered2;
+static bool init_export;
 
 /* SETXATTR with the longer header, which we asked for: cut back to the short. */
 static ssize_t wire_setxattr(struct fuse_in_header *in, ssize_t n)
@@ -557,6 +564,7 @@ static ssize_t wire_in(struct fuse_in_header *in, ssize_t n)
 	case FUSE_INIT:
 		init_unique = in->unique;
 		init_offered = init->flags;
+		init_offered2 = init->flags & FUSE_INIT_EXT ? init->flags2 : 0;
 		break;
 	case FUSE_WRITE:
 		face_extra.kill_suid = w->write_flags & FUSE_WRITE_KILL_SUIDGID;
@@ -583,6 +591,12 @@ static ssize_t wire_read(int fd, void *buf, size_t len, void *ctx)
 	return n < (ssize_t)sizeof(struct fuse_in_header) ? n : wire_in(buf, n);
 }
 
+/*
+ * Not to export is said, and not only left out: where a kernel has handles that
+ * can be opened, an overlay on us looks for the lower layer's file by handle
+ * after a copy up; and Linux's FUSE takes what it finds so, if its name is not
+ * cached any more, for stale.
+ */
 static void wire_init(struct iovec *iov)
 {
 	const uint32_t more = FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT |
@@ -593,6 +607,10 @@ static void wire_init(struct iovec *iov)
 	if (out->unique != init_unique || out->error)
 		return;
 	init->flags |= more & init_offered;
+	if (!init_export && (init_offered2 & WIRE_NO_EXPORT)) {
+		init->flags |= FUSE_INIT_EXT;
+		init->flags2 |= WIRE_NO_EXPORT;
+	}
 	init_unique = 0;
 }
 
@@ -989,6 +1007,7 @@ static int begin(struct mount *m)
 
 	if (err)
 		return err;
+	init_export = m->o->export;
 	m->se = fuse_session_new(&m->o->args, face_ops(),
 				 sizeof(struct fuse_lowlevel_ops), &m->face);
 	if (!m->se)
@@ -1003,6 +1022,7 @@ static int serve_mount(struct options *o, int tell)
 {
 	struct mount m = {.o = o, .main = pthread_self(),
 			  .face.image = o->image,
+			  .face.export = o->export,
 			  .face.writeback = !o->writethrough &&
 					    !o->volume.readonly};
 	sigset_t signals;

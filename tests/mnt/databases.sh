@@ -112,7 +112,10 @@ server() {
 		{ tail -n 20 "$work/pg/log"; fail "the server does not start"; }
 }
 # The server and all that it has started.
-family() { echo "$1" $(ps -o pid= --ppid "$1" || true); }
+family() {
+	echo "$1"
+	ps -o pid= --ppid "$1" || true
+}
 kill_all() {
 	local p
 	for p; do kill -KILL "$p" 2>/dev/null || true; done

@@ -7,7 +7,7 @@
 need setfacl getfacl setfattr getfattr lsattr chattr
 both_users
 format 256M -L label
-start
+start -o export
 
 refused() { # COMMAND...
 	if "$@" 2>/dev/null; then fail "did not fail: $*"; fi
@@ -46,17 +46,17 @@ if is_root; then
 	setfacl -m u:65534:r private/f
 	chmod 755 .
 	# ACLs are enforced, both ways
-	nobody="setpriv --reuid=65534 --regid=65534 --clear-groups"
-	other="setpriv --reuid=12 --regid=12"
-	same "$($nobody cat private/f)" secret
-	refused $nobody sh -c 'echo x >>private/f'
-	refused $other --clear-groups cat private/f
+	nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
+	other() { setpriv --reuid=12 --regid=12 "$@"; }
+	same "$(nobody cat private/f)" secret
+	refused nobody sh -c 'echo x >>private/f'
+	refused other --clear-groups cat private/f
 	setfacl -m g:34:r private/f
-	same "$($other --groups 34 cat private/f)" secret "a supplementary group"
-	refused $nobody setfacl -b private/f
-	refused $nobody ls private
+	same "$(other --groups 34 cat private/f)" secret "a supplementary group"
+	refused nobody setfacl -b private/f
+	refused nobody ls private
 	setfacl -m m::- private/f
-	refused $nobody cat private/f
+	refused nobody cat private/f
 fi
 (umask 027; touch u; mkdir v)
 same "$(stat -c %a u) $(stat -c %a v)" "640 750" umask
@@ -346,6 +346,16 @@ cd /
 stop
 check
 start
+python3 - "$mnt" <<'EOF'
+import ctypes, errno, sys
+libc = ctypes.CDLL(None, use_errno=True)
+h = (ctypes.c_ubyte * 136)()
+ctypes.cast(h, ctypes.POINTER(ctypes.c_uint))[0] = 128
+r = libc.name_to_handle_at(-100, sys.argv[1].encode(), h, ctypes.byref(ctypes.c_int()), 0)
+assert r == -1 and ctypes.get_errno() == errno.EOPNOTSUPP, "handles without -o export"
+EOF
+stop
+start -o export
 if is_root; then
 	(cd "$mnt" && python3 "$work/handles.py" "$work/handles" again)
 	same "$(cd "$mnt" && getcap cap)" "cap cap_net_raw=ep" "a capability after a mount"

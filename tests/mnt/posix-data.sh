@@ -287,7 +287,7 @@ EOF
 stop
 check
 start
-(cd "$mnt" && python3 "$work/full.py" then)
+(cd "$mnt" && python3 "$work/full.py" second)
 stop
 check
 start
