@@ -25,6 +25,7 @@
 #include <linux/falloc.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/sysmacros.h>
 
 #define FOR_EVER 1e9		/* seconds */
 #define XATTR_BUF (64u << 10)
@@ -358,6 +359,51 @@ static void do_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
 	else
 		reply_attr(req, fs_getattr(fs_of(req), ino, &st), &st);
 }
+
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+static void statx_of(const struct stat *st, const struct timespec *btime,
+		     struct statx *out)
+{
+	*out = (struct statx){
+		.stx_mask = STATX_BASIC_STATS | STATX_BTIME,
+		.stx_blksize = (uint32_t)st->st_blksize,
+		.stx_nlink = (uint32_t)st->st_nlink,
+		.stx_uid = st->st_uid,
+		.stx_gid = st->st_gid,
+		.stx_mode = (uint16_t)st->st_mode,
+		.stx_ino = st->st_ino,
+		.stx_size = (uint64_t)st->st_size,
+		.stx_blocks = (uint64_t)st->st_blocks,
+		.stx_atime = {st->st_atim.tv_sec, (uint32_t)st->st_atim.tv_nsec},
+		.stx_btime = {btime->tv_sec, (uint32_t)btime->tv_nsec},
+		.stx_ctime = {st->st_ctim.tv_sec, (uint32_t)st->st_ctim.tv_nsec},
+		.stx_mtime = {st->st_mtim.tv_sec, (uint32_t)st->st_mtim.tv_nsec},
+		.stx_rdev_major = major(st->st_rdev),
+		.stx_rdev_minor = minor(st->st_rdev),
+	};
+}
+
+static void do_statx(fuse_req_t req, fuse_ino_t ino, int flags, int mask,
+		     struct fuse_file_info *fi)
+{
+	struct timespec btime;
+	struct statx stx;
+	struct stat st;
+	int err = fs_getattr(fs_of(req), ino, &st);
+
+	(void)flags;
+	(void)mask;
+	(void)fi;
+	if (!err)
+		err = fs_btime(fs_of(req), ino, &btime);
+	if (err) {
+		reply_err(req, err);
+		return;
+	}
+	statx_of(&st, &btime, &stx);
+	fuse_reply_statx(req, 0, &stx, FOR_EVER);
+}
+#endif
 
 static int setattr_what(int set)
 {
@@ -972,6 +1018,9 @@ static const struct fuse_lowlevel_ops ops = {
 	.fallocate = do_fallocate,
 	.copy_file_range = do_copy_file_range,
 	.lseek = do_lseek,
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+	.statx = do_statx,
+#endif
 };
 
 const struct fuse_lowlevel_ops *face_ops(void) { return &ops; }

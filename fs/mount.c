@@ -147,8 +147,8 @@ static const struct word words[] = {
 	WORD("sync", fs.sync, true, true),
 	WORD("async", fs.sync, false, true),
 	WORD("dirsync", fs.dirsync, true, true),
-	WORD("noatime", fs.noatime, true, true),
-	WORD("atime", fs.noatime, false, true),
+	WORD("noatime", fs.noatime, true, false),
+	WORD("atime", fs.noatime, false, false),
 	WORD("relatime", fs.relatime, true, false),
 	WORD("norelatime", fs.relatime, false, false),
 	WORD("strictatime", fs.strictatime, true, false),
@@ -384,6 +384,8 @@ static void fuse_args_finish(struct options *o)
 	fuse_arg(o, "fsname=", o->fsname);
 	fuse_arg(o, "subtype=", "spaceweave");
 	fuse_arg(o, "default_permissions", "");
+	if (o->fs.noatime)		/* newer libfuse has no word for atime */
+		fuse_arg(o, "noatime", "");
 	/* Who mounts as root mounts for all, as with every other file system. */
 	if (o->allow_other > 0 || (o->allow_other < 0 && !geteuid()))
 		fuse_arg(o, "allow_other", "");
@@ -1114,13 +1116,15 @@ static int remount(const struct options *o, const char *dir)
 		unsigned long flag;
 	} flags[] = {
 		{"-onosuid", MS_NOSUID},    {"-onodev", MS_NODEV},
-		{"-onoexec", MS_NOEXEC},    {"-onoatime", MS_NOATIME},
-		{"-osync", MS_SYNCHRONOUS}, {"-odirsync", MS_DIRSYNC},
+		{"-onoexec", MS_NOEXEC},    {"-osync", MS_SYNCHRONOUS},
+		{"-odirsync", MS_DIRSYNC},
 	};
 	unsigned long set = MS_REMOUNT;
 
 	if (o->volume.readonly)
 		set |= MS_RDONLY;
+	if (o->fs.noatime)
+		set |= MS_NOATIME;
 	for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)
 		for (int k = 0; k < o->args.argc; k++)
 			if (!strcmp(o->args.argv[k], flags[i].arg))

@@ -105,6 +105,9 @@ born = float(os.getxattr("read", "system.spaceweave.btime"))
 assert abs(time.time() - born) < 3600
 assert "system.spaceweave.btime" not in os.listxattr("read")
 EOF
+# and from who can: with a libfuse that passes statx on
+born=$(stat -c %W "$mnt/read")
+[ "$born" = 0 ] || [ $(($(date +%s) - born)) -lt 3600 ] || fail "made at $born"
 stop
 
 # what moves the time of an access, of a file and of a directory: "fd", "f", ...
