@@ -35,6 +35,7 @@
 #include <linux/fuse.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <spawn.h>
@@ -56,6 +57,7 @@
 #define CLOSING_WAIT_MS 30000
 #define HEARTBEAT_S 5		/* where locks may not reach other hosts */
 #define READ_AHEAD_KB 1024
+#define POLL_US_MAX 1000
 
 extern char **environ;
 
@@ -69,6 +71,7 @@ struct options {
 	     export;
 	int allow_other;		/* -1: not said */
 	unsigned threads;
+	unsigned poll_us;		/* 0: a worker that waits sleeps at once */
 	struct fs_options fs;
 	struct volume_options volume;
 	struct fuse_args args;		/* for libfuse */
@@ -94,6 +97,7 @@ static void usage(FILE *to)
 		"  discard          give freed blocks back to the host; nodiscard\n"
 		"  cache=SIZE       memory for trees and inodes; 128M\n"
 		"  threads=N        that answer requests; 4\n"
+		"  poll=USEC        look for the next request so long before sleeping; 0\n"
 		"  writethrough     no dirty pages in the kernel\n"
 		"  export           files can be opened by handle, as NFS servers do\n");
 }
@@ -248,6 +252,8 @@ static bool option_valued(struct options *o, char *text)
 		o->heartbeat_said = true;
 	} else if (!strcmp(text, "threads")) {
 		o->threads = (unsigned)number(text, value, 1, THREADS_MAX);
+	} else if (!strcmp(text, "poll")) {
+		o->poll_us = (unsigned)number(text, value, 0, POLL_US_MAX);
 	} else if (!strcmp(text, "cache")) {
 		if (cli_parse_size(value, &bytes) || bytes < 1 << 20)
 			die_usage("cache=%s: want a size of at least 1M", value);
@@ -819,10 +825,101 @@ static void relief_end(void)
 	pthread_mutex_unlock(&lead.lock);
 }
 
+/*
+ * Polling (-o poll). Waking a worker that sleeps in the device costs more than
+ * most requests do, so the leader may look for the next one for a while before
+ * it sleeps, lending its CPU to whoever wants it. Two things decide whether:
+ *   - Requests must be close: CLOSE_MIN in a row that came within twice the
+ *     time (of which waking the leader is a part). One look in vain ends it. So
+ *     nobody looks on an idle mount.
+ *   - It must pay: with client and leader on one CPU it may not. So requests are
+ *     counted in laps, and the kind of lap, with looking or without, in which
+ *     they came faster is the next one's; each LAPS_SURE-th is of the other kind.
+ * A worker that has lost the lead may still count with the next: all is a guess.
+ */
+#define CLOSE_MIN 4
+#define LAP 128				/* requests */
+#define LAPS_SURE 16
+
+static struct {
+	uint64_t ns;			/* the longest look; 0: none, ever */
+	_Atomic uint64_t last;		/* when the last request came */
+	_Atomic uint64_t lap_ns;
+	_Atomic uint64_t mean_ns[2];	/* of laps without and with looking */
+	atomic_uint close, lap, laps;
+	atomic_bool on;			/* this lap is with looking */
+} look;
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static void look_ahead(struct fuse_session *se, uint64_t since)
+{
+	struct pollfd p = {.fd = fuse_session_fd(se), .events = POLLIN};
+
+	if (!look.on || look.close < CLOSE_MIN)
+		return;
+	while (!poll(&p, 1, 0)) {
+		if (now_ns() - since > look.ns) {
+			look.close = 0;
+			return;
+		}
+		sched_yield();
+	}
+}
+
+static void look_lap(uint64_t ns)
+{
+	const bool on = look.on;
+
+	look.lap_ns += ns;
+	if (++look.lap < LAP)
+		return;
+	look.mean_ns[on] = (look.mean_ns[on] + look.lap_ns / LAP) / 2;
+	look.on = look.mean_ns[1] < look.mean_ns[0];
+	if (++look.laps % LAPS_SURE == 0)
+		look.on = !look.on;
+	look.lap = 0;
+	look.lap_ns = 0;
+}
+
+/* A request came at last, for which the leader had waited since then. */
+static void look_learn(uint64_t since)
+{
+	const uint64_t now = now_ns(), last = look.last;
+
+	look.last = now;
+	if (now - since > 2 * look.ns)
+		look.close = 0;
+	else if (look.close < CLOSE_MIN)
+		look.close++;
+	else
+		look_lap(now - last);
+}
+
+static int receive(struct fuse_session *se, struct wire_buffer *b)
+{
+	uint64_t since;
+	int n;
+
+	if (!look.ns || !leading())
+		return fuse_session_receive_buf(se, &b->buf);
+	since = now_ns();
+	look_ahead(se, since);
+	n = fuse_session_receive_buf(se, &b->buf);
+	look_learn(since);
+	return n;
+}
+
 /* One request. False: the session is over. */
 static bool serve(struct fuse_session *se, struct wire_buffer *b)
 {
-	int n = fuse_session_receive_buf(se, &b->buf);
+	int n = receive(se, b);
 
 	if (n == -EINTR || n == -EAGAIN)
 		return true;
@@ -875,6 +972,7 @@ static int start(struct mount *m)
 	free(b.block);
 	if (!err)
 		err = face_start(&m->face, m->se);
+	look.ns = m->o->poll_us * 1000ull;
 	if (m->o->threads > 1) {
 		image_waits = lead_pass;
 		m->relieved = !pthread_create(&m->relief, NULL, relief, NULL);
