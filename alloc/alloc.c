@@ -834,23 +834,6 @@ int alloc_vec_reserved(struct alloc *a, uint64_t goal, uint64_t len,
 
 /* -- The door: at a place -- */
 
-static int free_once(struct op *op, uint64_t s, uint64_t e)
-{
-	int err = space_all_used(op, s, e) ? space_give(op, s, e) : -EINVAL;
-
-	if (!err) {
-		promise_return(op, e - s);
-		op->sh->n.frees++;
-		op->sh->n.freed_units += e - s;
-	}
-	return err;
-}
-
-int alloc_free(struct alloc *a, uint64_t start, uint64_t len)
-{
-	return in_hood(a, start, len, free_once);
-}
-
 /* Chunks of [s, e), one after the other, as (c, off, n). */
 #define FOR_CHUNKS(op, s, e, c, off, n, once)                                  \
 	do {                                                                   \
@@ -864,6 +847,31 @@ int alloc_free(struct alloc *a, uint64_t start, uint64_t len)
 			at_ += n;                                              \
 		}                                                              \
 	} while (0)
+
+static bool any_pending(struct op *op, uint64_t s, uint64_t e)
+{
+	bool any = false;
+
+	FOR_CHUNKS(op, s, e, c, off, n, any |= chunk_any_pending(c, off, n));
+	return any;
+}
+
+static int free_once(struct op *op, uint64_t s, uint64_t e)
+{
+	int err = any_pending(op, s, e) ? -EINVAL : space_give(op, s, e);
+
+	if (!err) {
+		promise_return(op, e - s);
+		op->sh->n.frees++;
+		op->sh->n.freed_units += e - s;
+	}
+	return err;
+}
+
+int alloc_free(struct alloc *a, uint64_t start, uint64_t len)
+{
+	return in_hood(a, start, len, free_once);
+}
 
 static int defer_once(struct op *op, uint64_t s, uint64_t e)
 {

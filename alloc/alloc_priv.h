@@ -208,8 +208,9 @@ bool space_all_used(struct op *op, uint64_t s, uint64_t e);
 bool space_all_free(struct op *op, uint64_t s, uint64_t e);
 
 /*
- * In a hood: take free units that no window covers; or give back used ones.
- * The index follows. Returns 0, -ENOMEM or -EAGAIN; then nothing changed.
+ * In a hood: take free units that no window covers; or give back used ones,
+ * -EINVAL when they are not all in use. The index follows. Or -ENOMEM or
+ * -EAGAIN; then nothing changed.
  */
 int space_take(struct op *op, uint64_t s, uint64_t e);
 int space_give(struct op *op, uint64_t s, uint64_t e);

@@ -108,22 +108,28 @@ static inline const int16_t *edges_in(const struct chunk *c)
 	return c->form == FORM_FEW ? c->few : c->many;
 }
 
+/* Edges, eight at a time; lists of them are aligned to a cache line. */
+typedef int16_t edges8 __attribute__((vector_size(16), may_alias));
+
 /* How many edges are not above `at`, by searching. */
 static uint32_t edge_search(const int16_t *edge, uint32_t edges, int16_t at)
 {
-	uint32_t rank = 0, blocks = (edges + CHUNK_FEW - 1) / CHUNK_FEW;
-	int16_t n = 0;
+	uint32_t rank = 0, blocks = (edges + EDGE_BLOCK - 1) / EDGE_BLOCK;
+	edges8 count = { 0 };
+	uint64_t sums[2];
 
 	while (blocks > 1) {
 		uint32_t half = blocks / 2;
-		bool right = edge[rank + half * CHUNK_FEW - 1] <= at;
+		bool right = edge[rank + half * EDGE_BLOCK - 1] <= at;
 
-		rank += right ? half * CHUNK_FEW : 0;
+		rank += right ? half * EDGE_BLOCK : 0;
 		blocks = right ? blocks - half : half;
 	}
-	for (unsigned i = 0; i < CHUNK_FEW; i++)
-		n += edge[rank + i] <= at;
-	rank += (uint32_t)n;
+	for (unsigned i = 0; i < EDGE_BLOCK; i += 8)
+		count -= *(const edges8 *)&edge[rank + i] <= at;
+	memcpy(sums, &count, sizeof(sums));
+	/* The four sums of each half, added up in the highest. */
+	rank += (uint32_t)((sums[0] + sums[1]) * 0x0001000100010001ull >> 48);
 	return rank < edges ? rank : edges;
 }
 
@@ -367,7 +373,7 @@ static int preserve(struct chunks *t, struct chunk *c)
 	return 0;
 }
 
-int chunk_prepare(struct chunks *t, struct chunk *c)
+int chunk_prepare_more(struct chunks *t, struct chunk *c)
 {
 	int err = c->epoch == t->epoch ? 0 : preserve(t, c);
 
@@ -420,13 +426,17 @@ void chunk_mark_free(struct chunks *t, struct chunk *c, uint32_t off,
 	mark(t, c, off, len, false);
 }
 
+bool chunk_any_pending(const struct chunk *c, uint32_t off, uint32_t len)
+{
+	return c->pending &&
+	       bits_next(c->pending, off, off + len, 0) < off + len;
+}
+
 bool chunk_all_used(struct chunk *c, uint32_t off, uint32_t len)
 {
 	uint32_t end = off + len;
 
-	if (c->pending && bits_next(c->pending, off, end, 0) < end)
-		return false;
-	return next_free(c, off, end) == end;
+	return !chunk_any_pending(c, off, len) && next_free(c, off, end) == end;
 }
 
 bool chunk_all_free(struct chunk *c, uint32_t off, uint32_t len)
@@ -484,6 +494,67 @@ uint32_t chunk_free_after(struct chunk *c, uint32_t off, uint32_t max)
 	}
 	end = max < end - off ? off + max : end;
 	return next_used(c, off, end) - off;
+}
+
+static bool bits_around(struct chunk *c, uint32_t off, uint32_t end, bool used,
+			uint32_t max, struct around *out)
+{
+	if (bits_next(c->bits, off, end, used ? ~0ull : 0) < end)
+		return false;
+	out->before = bits_clear_below(c->bits, off, off < max ? off : max);
+	out->after = bits_next(c->bits, end,
+			       c->units - end < max ? c->units : end + max, 0) -
+		     end;
+	return true;
+}
+
+static bool edges_around(struct chunk *c, uint32_t off, uint32_t end, bool used,
+			 struct around *out)
+{
+	const int16_t *edge = edges_in(c);
+	uint32_t i = edge_rank(c, off), edges = c->edges;
+	/* [from, to) is alike, and so [before, from) and [to, after). */
+	uint32_t from = i ? (uint32_t)edge[i - 1] : 0;
+	uint32_t to = i < edges ? (uint32_t)edge[i] : ALLOC_CHUNK;
+
+	if (i % 2 != used || to < end)
+		return false;
+	if (!used) {
+		*out = (struct around){ off - from, to - end };
+		return true;
+	}
+	*out = (struct around){ 0, 0 };
+	if (from == off)
+		out->before = off - (i > 1 ? (uint32_t)edge[i - 2] : 0);
+	if (to == end && i < edges)
+		out->after = (i + 1 < edges ? (uint32_t)edge[i + 1]
+					    : ALLOC_CHUNK) - end;
+	return true;
+}
+
+bool chunk_around(struct chunk *c, uint32_t off, uint32_t len, bool used,
+		  uint32_t max, struct around *out)
+{
+	uint32_t end = off + len;
+	bool alike = c->form == FORM_BITS
+			     ? bits_around(c, off, end, used, max, out)
+			     : edges_around(c, off, end, used, out);
+
+	if (!alike || c->win_hi == c->win_lo)
+		return alike;
+	if (!used && off < c->win_hi && end > c->win_lo)
+		return false;
+	if (off > c->win_lo) {
+		uint32_t most = off > c->win_hi ? off - c->win_hi : 0;
+
+		out->before = out->before < most ? out->before : most;
+	}
+	if (end < c->win_hi) {
+		uint32_t most = end < c->win_lo ? c->win_lo - end : 0;
+
+		out->after = out->after < most ? out->after : most;
+	}
+	return true;
 }
 
 uint32_t chunk_next_run(struct chunk *c, uint32_t off, uint32_t *start)

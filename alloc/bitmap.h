@@ -37,8 +37,9 @@ enum chunk_state {
 
 enum chunk_form { FORM_FEW, FORM_MANY, FORM_BITS };
 
-#define CHUNK_FEW 32		/* edges that there is room for */
+#define CHUNK_FEW 64		/* edges that there is room for */
 #define CHUNK_MANY 256
+#define EDGE_BLOCK 32		/* that are searched together */
 
 struct chunk_image;
 
@@ -69,7 +70,7 @@ struct chunk {
 	 * while there is no bitmap; the count always.
 	 */
 	uint16_t edges;
-	int16_t few[CHUNK_FEW];
+	int16_t few[CHUNK_FEW] __attribute__((aligned(64)));
 } __attribute__((aligned(64)));
 
 /* What a chunk was. */
@@ -89,7 +90,7 @@ void chunk_become(struct chunks *t, struct chunk *c, bool free);
  * table's pools; and an image, if a save is to see the chunk as it is now. Good
  * for one mark. -ENOMEM.
  */
-int chunk_prepare(struct chunks *t, struct chunk *c);
+int chunk_prepare_more(struct chunks *t, struct chunk *c);
 int chunk_prepare_pending(struct chunks *t, struct chunk *c);
 
 /* Mark units that are all free, or all in use, as the other. */
@@ -101,6 +102,21 @@ void chunk_mark_free(struct chunks *t, struct chunk *c, uint32_t off,
 /* In use, and no free of them pending. */
 bool chunk_all_used(struct chunk *c, uint32_t off, uint32_t len);
 bool chunk_all_free(struct chunk *c, uint32_t off, uint32_t len);
+
+/* Of some of them a free is pending. */
+bool chunk_any_pending(const struct chunk *c, uint32_t off, uint32_t len);
+
+/*
+ * What chunk_free_before() and chunk_free_after() say of both ends of units that
+ * are all in use, or all free and in no window: looked up once for all three. A
+ * bitmap is searched for no more than `max`. False when they are not alike.
+ */
+struct around {
+	uint32_t before, after;
+};
+
+bool chunk_around(struct chunk *c, uint32_t off, uint32_t len, bool used,
+		  uint32_t max, struct around *out);
 
 bool chunk_all_pending(const struct chunk *c, uint32_t off, uint32_t len);
 void chunk_mark_pending(struct chunk *c, uint32_t off, uint32_t len);
@@ -160,6 +176,15 @@ static inline struct chunk *chunks_peek(const struct chunks *t, uint64_t index)
 					     __ATOMIC_ACQUIRE);
 
 	return page ? &page[index % PAGE_CHUNKS] : NULL;
+}
+
+static inline int chunk_prepare(struct chunks *t, struct chunk *c)
+{
+	uint32_t most = c->form == FORM_FEW ? CHUNK_FEW : CHUNK_MANY;
+
+	if (__builtin_expect(c->epoch == t->epoch && c->edges + 2u <= most, 1))
+		return 0;
+	return chunk_prepare_more(t, c);
 }
 
 /* The first chunk from `index` on that has a struct; `end` at most. */

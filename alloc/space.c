@@ -45,6 +45,21 @@ void op_leave_world(struct op *op)
 		latch_unlock(&op->a->shards[i].latch);
 }
 
+/* All misses of a chunk at once: none is waited for but under a latch. */
+static inline void chunk_fetch(struct chunk *c)
+{
+	for (unsigned i = 0; i < sizeof(*c); i += 64)
+		__builtin_prefetch((char *)c + i, 1);
+}
+
+static inline void chunk_lock(struct chunk *c, bool nested)
+{
+	latch_lock_nested(&c->latch, nested);
+	if (c->form == FORM_MANY)
+		for (unsigned n = 0; n < c->edges; n += EDGE_BLOCK)
+			__builtin_prefetch(&c->many[n], 1);
+}
+
 int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
 {
 	struct alloc *a = op->a;
@@ -56,20 +71,10 @@ int hood_lock(struct op *op, uint64_t s, uint64_t e, struct hood *h)
 
 		if (!c)
 			return -ENOMEM;
-		/* All misses at once: none is waited for but under a latch. */
-		__builtin_prefetch(c, 1);
-		__builtin_prefetch(c->few, 1);
+		chunk_fetch(c);
 	}
-	if (op->world)
-		return 0;
-	for (uint64_t i = h->first; i <= h->last; i++) {
-		struct chunk *c = chunks_peek(&a->chunks, i);
-
-		latch_lock_nested(&c->latch, i > h->first);
-		if (c->form == FORM_MANY)
-			for (unsigned n = 0; n < c->edges; n += 32)
-				__builtin_prefetch(&c->many[n]);
-	}
+	for (uint64_t i = h->first; !op->world && i <= h->last; i++)
+		chunk_lock(chunks_peek(&a->chunks, i), i > h->first);
 	return 0;
 }
 
@@ -168,6 +173,36 @@ static uint32_t free_after(const struct op *op, uint64_t at, uint32_t most)
 	return n;
 }
 
+/*
+ * Whether units are all in use, or all free; and what is free before and after
+ * them, up to HOOD at least.
+ */
+static bool look_around(const struct op *op, uint64_t s, uint64_t e, bool used,
+			struct around *r)
+{
+	uint32_t off = off_of(s);
+
+	if (off + (e - s) > ALLOC_CHUNK) {
+		struct piece p;
+
+		for (uint64_t at = s; piece_next(op, &at, e, &p);)
+			if (!chunk_around(p.c, p.off, p.len, used, 0, r))
+				return false;
+		r->before = free_before(op, s);
+		r->after = free_after(op, e, HOOD);
+		return true;
+	}
+	if (!chunk_around(chunks_peek(&op->a->chunks, chunk_of(s)), off,
+			  (uint32_t)(e - s), used, HOOD, r))
+		return false;
+	/* It may go on in the chunk before, or after. */
+	if (r->before == off)
+		r->before = free_before(op, s);
+	if (off + (e - s) + r->after == ALLOC_CHUNK)
+		r->after = free_after(op, e, HOOD);
+	return true;
+}
+
 bool space_long_run(struct alloc *a, uint64_t unit, struct run *run)
 {
 	struct pair p = { unit, UINT64_MAX };
@@ -259,24 +294,26 @@ int space_cut(struct op *op, struct run run, uint64_t s, uint64_t e)
 
 int space_take(struct op *op, uint64_t s, uint64_t e)
 {
-	uint32_t left = free_before(op, s), right = free_after(op, e, HOOD);
+	struct around r;
 	struct run run;
 	int err = prepare(op, s, e);
 
 	if (err)
 		return err;
-	if (left + (e - s) + right > op->a->border) {
+	if (!look_around(op, s, e, false, &r))
+		return -EAGAIN;
+	if (r.before + (e - s) + r.after > op->a->border) {
 		if (!space_long_run(op->a, s, &run) || run.start + run.len < e)
 			return -EAGAIN;
 		err = space_cut(op, run, s, e);
 		if (err)
 			return err;
 	} else {
-		if (left)
-			hint_push(op, s - left, left);
-		if (right)
-			hint_push(op, e, right);
-		op->sh->n.splits += left || right;
+		if (r.before)
+			hint_push(op, s - r.before, r.before);
+		if (r.after)
+			hint_push(op, e, r.after);
+		op->sh->n.splits += r.before || r.after;
 	}
 	return space_mark_used(op, s, e);
 }
@@ -317,10 +354,11 @@ static int long_insert(struct op *op, uint64_t start, uint64_t end,
 	return 0;
 }
 
-int space_publish(struct op *op, uint64_t s, uint64_t e)
+/* Units enter the index, with `left` and `right` of them free already. */
+static int publish(struct op *op, uint64_t s, uint64_t e, uint32_t left,
+		   uint32_t right)
 {
 	struct alloc *a = op->a;
-	uint32_t left = free_before(op, s), right = free_after(op, e, HOOD);
 	bool left_long = left > a->border, right_long = right > a->border;
 	uint64_t start = s - left, end = e + right;
 	struct run lrun, rrun;
@@ -347,13 +385,19 @@ int space_publish(struct op *op, uint64_t s, uint64_t e)
 	return err;
 }
 
+int space_publish(struct op *op, uint64_t s, uint64_t e)
+{
+	return publish(op, s, e, free_before(op, s), free_after(op, e, HOOD));
+}
+
 int space_give(struct op *op, uint64_t s, uint64_t e)
 {
+	struct around r;
 	struct piece p;
-	int err = prepare(op, s, e);
+	int err = look_around(op, s, e, true, &r) ? prepare(op, s, e) : -EINVAL;
 
 	if (!err)
-		err = space_publish(op, s, e);
+		err = publish(op, s, e, r.before, r.after);
 	if (err)
 		return err;
 	for (uint64_t at = s; piece_next(op, &at, e, &p);)
@@ -520,9 +564,11 @@ uint32_t hints_longest(const struct shard *sh)
 /* In its hood: is there a short run of just `run` units at `start`? */
 static bool hint_good(struct op *op, uint64_t start, uint32_t run)
 {
-	return start + run <= op->a->units &&
-	       !space_ready(op, start, start + run) &&
-	       free_after(op, start, run + 1) == run && !free_before(op, start);
+	uint64_t end = start + run;
+	struct around r;
+
+	return end <= op->a->units && !space_ready(op, start, end) &&
+	       look_around(op, start, end, false, &r) && !r.before && !r.after;
 }
 
 void hints_tidy_bin(struct op *op)

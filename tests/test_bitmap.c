@@ -47,6 +47,19 @@ static void ask(struct chunk *c)
 			 all(used, off, len, 1) && all(pending, off, len, 0));
 	assert_int_equal(chunk_all_pending(c, off, len),
 			 all(pending, off, len, 1));
+	assert_int_equal(chunk_any_pending(c, off, len),
+			 !all(pending, off, len, 0));
+	for (unsigned what = 0; what < 2; what++) {
+		struct around r;
+		bool alike = chunk_around(c, off, len, what, c->units, &r);
+
+		assert_int_equal(alike, all(used, off, len, (unsigned char)what));
+		if (!alike)
+			continue;
+		assert_int_equal(r.before, chunk_free_before(c, off, off));
+		assert_int_equal(r.after,
+				 chunk_free_after(c, off + len, c->units));
+	}
 	for (n = 0; n < max && off + n < c->units && !used[off + n]; n++)
 		;
 	assert_int_equal(chunk_free_after(c, off, max), n);

@@ -27,6 +27,7 @@
 #define TiB (1024 * GiB)
 #define UNIT ((uint64_t)4096)
 #define PIECES 64
+#define AHEAD 16
 
 struct rng {
 	uint64_t s;
@@ -522,7 +523,8 @@ struct driver {
 	bool vec;
 	struct rng r;
 	struct object *objs, *more;
-	size_t count, victim;
+	size_t count, victim, ahead[AHEAD];
+	unsigned turn;
 	uint32_t more_used, more_free;
 	uint64_t used, extents;
 	struct latency take, give;
@@ -758,6 +760,19 @@ static uint64_t lognormal_units(struct rng *r)
 	return units < 65536 ? units : 65536;
 }
 
+/*
+ * Any object from the oldest on, dead ones too: chosen AHEAD choices ago and on
+ * its way to the cache since, as in driver_give().
+ */
+static size_t any_object(struct driver *d, size_t oldest)
+{
+	size_t *next = &d->ahead[d->turn++ % AHEAD], i = *next;
+
+	*next = oldest + below(&d->r, d->count - oldest);
+	__builtin_prefetch(&d->objs[*next], 1);
+	return i > oldest ? i : oldest;
+}
+
 /* A ring of objects in order of age, so that the oldest is at hand. */
 static void *aging_run(void *arg)
 {
@@ -777,10 +792,8 @@ static void *aging_run(void *arg)
 			size_t i;
 
 			do
-				i = rnd(&d->r) & 1
-					    ? oldest
-					    : oldest + below(&d->r, d->count -
-								     oldest);
+				i = rnd(&d->r) & 1 ? oldest
+						   : any_object(d, oldest);
 			while (!d->objs[i].start && i != oldest);
 			if (d->objs[i].start)
 				driver_drop(d, d->objs[i]);
