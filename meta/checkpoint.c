@@ -260,11 +260,13 @@ static int write_super(struct checkpoint *ck)
 				 SUPER_SLOT_OFFSET(slot));
 	if (r == 0)
 		r = image_flush(v->im);
-	if (r == 0) {
-		v->super = s;
-		v->slot = slot;
-	}
-	return r;
+	if (r)
+		return r;
+	rwlock_write(&v->commit);
+	v->super = s;
+	v->slot = slot;
+	rwlock_unlock(&v->commit);
+	return 0;
 }
 
 /* ---- the whole --------------------------------------------------------------------------- */

@@ -123,8 +123,6 @@ struct group {
 struct volume {
 	struct image *im;
 	struct volume_options opt;
-	struct disk_super super;	/* as read, or written last */
-	unsigned slot;			/* that it came from */
 	unsigned shift;			/* log2 of the block size */
 	uint32_t block_bytes;
 	uint64_t blocks;
@@ -137,6 +135,8 @@ struct volume {
 
 	/* -- commit lock -- */
 	struct rwlock commit;
+	struct disk_super super;	/* as read, or written last */
+	unsigned slot;			/* that it came from */
 	struct tree trees[TABLES];
 	uint64_t gen;			/* being made; the next checkpoint's */
 	uint64_t next_stamp;
@@ -183,6 +183,7 @@ struct volume {
 	_Atomic uint64_t next_ino;
 	_Atomic int64_t ring_free;	/* bytes */
 	_Atomic uint64_t durable_gen;
+	_Atomic uint64_t free_blks;	/* no file's, no node's, no bitmap's */
 	_Atomic uint64_t pending_blks;	/* freed, not released yet */
 	_Atomic uint64_t pending_own;	/* of them, by the last checkpoint itself */
 	_Atomic uint64_t reserve_held;	/* blocks promised to us by alloc */

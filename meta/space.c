@@ -256,12 +256,14 @@ int space_open(struct volume *v)
 	if (taken > v->bitmap_free)
 		return -EFSCORRUPTED;
 	r = alloc_open(&cfg, &source, v->bitmap_free - taken, &v->alloc);
+	atomic_store(&v->free_blks, v->bitmap_free - taken);
 	for (size_t i = 0; i < v->merging.count && r == 0; i++) {
 		struct delta *d = &v->merging.v[i];
 
 		if (!d->free)
 			continue;
 		r = alloc_defer(v->alloc, d->start, d->len);
+		atomic_fetch_add(&v->free_blks, d->len);
 		atomic_fetch_add(&v->pending_blks, d->len);
 		if (r == -EINVAL) {
 			volume_message(v, "journal: blocks %llu+%llu are freed "
@@ -352,6 +354,7 @@ static int space_write_one(struct volume *v, uint64_t index, uint8_t *bits,
 			r = delta_add(own, get64(old.block), 1, true);
 		if (r)
 			return r;
+		atomic_fetch_add(&v->free_blks, 1);
 		atomic_fetch_add(&v->pending_blks, 1);
 	}
 	units = v->blocks - from < space_per_bitmap(v) ? v->blocks - from

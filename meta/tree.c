@@ -374,6 +374,7 @@ uint64_t block_pop_locked(struct volume *v)
 	assert(v->pool_count);
 	e = &v->pool[v->pool_count - 1];
 	v->pool_blks--;
+	atomic_fetch_sub_explicit(&v->free_blks, 1, memory_order_relaxed);
 	if (--e->len == 0) {
 		v->pool_count--;
 		return e->start;
@@ -449,6 +450,7 @@ static void node_drop(struct volume *v, struct tree *tr, struct node *n)
 		list_del(n->dirty ? &tr->dirty : &v->clock, n);
 		node_spare(v, n);
 	} else if (node_is_open(v, tr, n)) {
+		atomic_fetch_add_explicit(&v->free_blks, 1, memory_order_relaxed);
 		block_push_locked(v, n->self.block);
 		list_del(&tr->dirty, n);
 		atomic_fetch_sub_explicit(&v->dirty_nodes, 1,
@@ -456,6 +458,7 @@ static void node_drop(struct volume *v, struct tree *tr, struct node *n)
 		node_spare(v, n);
 	} else {
 		delta_add(tr->frees, n->self.block, 1, true);
+		atomic_fetch_add_explicit(&v->free_blks, 1, memory_order_relaxed);
 		atomic_fetch_add_explicit(&v->pending_blks, 1,
 					  memory_order_relaxed);
 		if (n->dirty) {

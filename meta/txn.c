@@ -687,7 +687,7 @@ static void apply_locked(struct txn *t)
 {
 	struct volume *v = t->v;
 	const struct disk_jitem *ji = (const void *)t->buf;
-	uint64_t seq = 0, freed = 0;
+	uint64_t seq = 0, freed = 0, taken = 0;
 
 	for (unsigned i = 0; i < t->items; i++, ji = item_next(ji))
 		item_apply_locked(v, ji);
@@ -695,8 +695,8 @@ static void apply_locked(struct txn *t)
 	if (!v->readonly)
 		seq = journal_append_locked(v, t);
 	for (size_t i = 0; i < t->deltas.count; i++)
-		if (t->deltas.v[i].free)
-			freed += t->deltas.v[i].len;
+		*(t->deltas.v[i].free ? &freed : &taken) += t->deltas.v[i].len;
+	atomic_fetch_add(&v->free_blks, freed - taken);
 	atomic_fetch_add(&v->pending_blks, freed);
 	for (unsigned i = 0; i < t->edits; i++) {
 		t->edit[i].ip->a = t->edit[i].a;

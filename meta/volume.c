@@ -726,7 +726,7 @@ int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 
 void volume_stat(struct volume *v, struct volume_stat *out)
 {
-	uint64_t reserve = atomic_load(&v->reserve_held), own;
+	uint64_t own;
 
 	memset(out, 0, sizeof(*out));
 	out->blocks = v->blocks;
@@ -735,21 +735,22 @@ void volume_stat(struct volume *v, struct volume_stat *out)
 	out->inodes = v->inodes;
 	out->gen = v->gen;
 	out->cache_bytes = v->cached * (v->block_bytes + sizeof(struct node));
-	out->free_blks = v->pool_blks;
-	for (size_t i = 0; i < v->deltas.count && !v->alloc; i++)
-		out->free_blks += v->deltas.v[i].free ? v->deltas.v[i].len
-						      : -v->deltas.v[i].len;
-	out->absent_blks = space_absent_locked(v);
+	out->absent_blks = own = space_absent_locked(v);
+	if (v->alloc) {
+		out->free_blks = atomic_load(&v->free_blks);
+		own = v->pool_floor + atomic_load(&v->reserve_held);
+	} else {
+		out->free_blks = get64(v->super.free_blks);
+		for (size_t i = 0; i < v->deltas.count; i++)
+			out->free_blks += v->deltas.v[i].free
+						  ? v->deltas.v[i].len
+						  : -v->deltas.v[i].len;
+	}
+	out->mounts = get32(v->super.mounts);
+	memcpy(out->uuid, v->super.uuid, sizeof(out->uuid));
+	memcpy(out->label, v->super.label, sizeof(out->label));
 	rwlock_unlock(&v->commit);
 	out->pending_blks = atomic_load(&v->pending_blks);
-	if (v->alloc) {
-		out->free_blks += alloc_free_units(v->alloc) + out->pending_blks +
-				  reserve;
-		own = v->pool_floor + reserve;
-	} else {
-		out->free_blks += get64(v->super.free_blks);
-		own = out->absent_blks;
-	}
 	out->avail_blks = out->free_blks > own ? out->free_blks - own : 0;
 	if (out->absent_blks > out->free_blks)
 		out->absent_blks = out->free_blks;
@@ -764,12 +765,9 @@ void volume_stat(struct volume *v, struct volume_stat *out)
 	out->flushes = atomic_load(&v->n_flushes);
 	out->checkpoints = atomic_load(&v->n_checkpoints);
 	out->replayed_groups = v->replayed_groups;
-	out->mounts = get32(v->super.mounts);
 	out->readonly = volume_readonly(v);
 	out->failed = atomic_load(&v->failed) != 0;
 	out->was_clean = v->was_clean;
-	memcpy(out->uuid, v->super.uuid, sizeof(out->uuid));
-	memcpy(out->label, v->super.label, sizeof(out->label));
 }
 
 unsigned volume_block_shift(const struct volume *v) { return v->shift; }

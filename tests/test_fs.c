@@ -10,8 +10,10 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/xattr.h>
@@ -853,6 +855,61 @@ static void blocks_come_back(void **state)
 	free(buf);
 }
 
+struct churn {
+	struct world *w;
+	uint64_t ino;
+	char bytes[256 << 10];
+	_Atomic bool ended;
+};
+
+/* Files come and go, checkpoints pass. Of the volume's own blocks some are
+ * always on their way from one place to another. */
+static void *churn(void *arg)
+{
+	struct churn *c = arg;
+	char name[16];
+
+	for (int i = 0; i < 400; i++) {
+		struct fs_entry e;
+
+		snprintf(name, sizeof(name), "c%d", i % 50);
+		if (i % 100 < 50) {
+			OK(fs_mknod(c->w->fs, &cred, ROOT_INO, name, S_IFREG,
+				    0, &e));
+			fs_forget(c->w->fs, e.ino, 1);
+		} else {
+			OK(fs_unlink(c->w->fs, ROOT_INO, name));
+		}
+		OK(fs_write(c->w->fs, c->ino, c->bytes, sizeof(c->bytes), 0, 0));
+		OK(fs_fallocate(c->w->fs, c->ino,
+				FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+				sizeof(c->bytes)));
+		OK(volume_checkpoint(c->w->v));
+	}
+	atomic_store(&c->ended, true);
+	return NULL;
+}
+
+static void statfs_is_true_while_checkpoints_pass(void **state)
+{
+	struct churn c = {.w = *state};
+	struct statvfs before, now;
+	pthread_t thread;
+
+	c.ino = make(c.w, ROOT_INO, "f");
+	OK(volume_checkpoint(c.w->v));
+	fs_statfs(c.w->fs, &before);
+	assert_int_equal(pthread_create(&thread, NULL, churn, &c), 0);
+	while (!atomic_load(&c.ended)) {
+		fs_statfs(c.w->fs, &now);
+		/* the file's; nodes and bitmaps, old and new */
+		assert_in_range(now.f_bfree,
+				before.f_bfree - sizeof(c.bytes) / BLOCK - 24,
+				before.f_bfree + 8);
+	}
+	pthread_join(thread, NULL);
+}
+
 static void a_full_volume_can_be_emptied_and_filled_again(void **state)
 {
 	struct world *w = *state;
@@ -1076,6 +1133,7 @@ int main(void)
 		TEST(default_acls_are_inherited),
 		TEST(contents_are_those_of_a_model),
 		TEST(blocks_come_back),
+		TEST(statfs_is_true_while_checkpoints_pass),
 		TEST(a_full_volume_can_be_emptied_and_filled_again),
 		TEST(threads_leave_the_counts_right),
 		cmocka_unit_test(lookup_counts_are_exact),
