@@ -481,6 +481,7 @@ static int create_once(struct fs *fs, uint64_t dir, const char *name, size_t len
 	if (!err)
 		err = create_locked(fs, dp, name, len, m, &ip);
 	if (!err) {
+		/* cppcheck-suppress uninitStructMember	; create_locked() */
 		e->ino = ip->ino;
 		attr_to_stat(fs, ip->ino, &ip->a, &e->st);
 		inode_unlock_put(fs, ip);

@@ -41,8 +41,10 @@ static int block_io(struct image *im, bool write, struct disk_mmp *m)
 
 int mmp_load(struct image *im, struct disk_mmp *out)
 {
-	int r = block_io(im, false, out);
+	int r;
 
+	memset(out, 0, sizeof(*out));
+	r = block_io(im, false, out);
 	if (r)
 		return r;
 	if (get64(out->magic) != MMP_MAGIC)
