@@ -14,7 +14,8 @@
  * passes on some things that the kernel offers: KILLPRIV_V2, PARALLEL_DIROPS,
  * the longer SETXATTR, TMPFILE. The flags are added to the answer to INIT as
  * it goes out, and the requests are brought into the form libfuse knows as
- * they come in.
+ * they come in. With -o io_uring most requests come over a ring instead (ring.h),
+ * by the same wire_in() and wire_writev(); one worker reads what does not.
  *
  * End. The kernel has dirty pages of ours; whoever just closed /dev/fuse would
  * lose them. So a signal unmounts first, while the workers still answer, and

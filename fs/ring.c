@@ -41,6 +41,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -345,6 +346,25 @@ static int steps(void)
 	return err;
 }
 
+/* As the kernel counts them: it waits for a queue of each. 0: not known. */
+static unsigned possible_cpus(void)
+{
+	FILE *f = fopen("/sys/devices/system/cpu/possible", "re");
+	unsigned from, to, n = 0;
+
+	if (!f)
+		return 0;
+	while (fscanf(f, "%u", &from) == 1) {
+		to = from;
+		if (fscanf(f, "-%u", &to) != 1 || to < from)
+			to = from;
+		fgetc(f);			/* a comma */
+		n += to - from + 1;
+	}
+	fclose(f);
+	return n;
+}
+
 static unsigned threads_of_queue(unsigned queues, unsigned wanted)
 {
 	unsigned n = wanted ? wanted : THREADS_ALL / queues;
@@ -356,19 +376,19 @@ static unsigned threads_of_queue(unsigned queues, unsigned wanted)
 
 static int ring_new(const struct ring_options *opt)
 {
-	long cpus = sysconf(_SC_NPROCESSORS_CONF);
-	unsigned each;
+	const unsigned cpus = possible_cpus();
+	unsigned count;
 
-	if (cpus < 1)
+	if (!cpus)
 		return -ENOSYS;
-	each = threads_of_queue((unsigned)cpus, opt->threads);
+	count = cpus * threads_of_queue(cpus, opt->threads);
 	ring = calloc(1, sizeof(*ring));
 	if (!ring)
 		return -ENOMEM;
 	ring->opt = *opt;
-	ring->queues = (unsigned)cpus;
-	ring->workers = calloc((size_t)cpus * each, sizeof(*ring->workers));
-	ring->queue = calloc((size_t)cpus, sizeof(*ring->queue));
+	ring->queues = cpus;
+	ring->workers = calloc(count, sizeof(*ring->workers));
+	ring->queue = calloc(cpus, sizeof(*ring->queue));
 	pthread_mutex_init(&ring->lock, NULL);
 	pthread_cond_init(&ring->change, NULL);
 	ring->wake = eventfd(0, EFD_CLOEXEC);
@@ -376,11 +396,11 @@ static int ring_new(const struct ring_options *opt)
 		return -ENOMEM;
 	if (ring->wake < 0)
 		return -errno;
-	for (unsigned i = 0; i < (unsigned)cpus * each; i++, ring->started++) {
+	for (unsigned i = 0; i < count; i++, ring->started++) {
 		struct worker *w = &ring->workers[i];
 		int err;
 
-		w->queue = i % (unsigned)cpus;
+		w->queue = i % cpus;
 		err = pthread_create(&w->thread, NULL, worker, w);
 		if (err)
 			return -err;

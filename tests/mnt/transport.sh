@@ -276,3 +276,9 @@ check
 for how in TERM KILL; do
 	end $how
 done
+for s in attributes data names; do
+	status=0
+	SEED=$seed SPACEWEAVE_OPTIONS=io_uring \
+		bash "$top/tests/mnt/posix-$s.sh" >"$work/posix" 2>&1 || status=$?
+	[ $status = 0 ] || [ $status = 77 ] || fail "posix-$s.sh: $(cat "$work/posix")"
+done
