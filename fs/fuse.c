@@ -709,7 +709,9 @@ static void do_nosys(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void do_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		    struct fuse_file_info *fi)
 {
-	char *buf = buffer_of(fs_read_room(fs_of(req), size)), *data;
+	const size_t room = fs_read_room(fs_of(req), size);
+	char *ringed = ring_buffer(room), *data,
+	     *buf = ringed ? ringed : buffer_of(room);
 	ssize_t n = buf ? fs_read(fs_of(req), ino, buf, size, off, &data)
 			: -ENOMEM;
 

@@ -18,7 +18,7 @@ struct fuse_in_header;
 
 struct ring_options {
 	int fd;				/* /dev/fuse */
-	unsigned threads;		/* of each queue, 2 or more; 0: 16, or 64 over all */
+	unsigned threads;		/* of each queue; fewer than 2 are 2 */
 	size_t payload;			/* bytes of the longest request or answer */
 	void *ctx;
 	/*
@@ -46,6 +46,13 @@ int ring_start(void);
  * it is none to a request that came over the ring, write it there.
  */
 bool ring_reply(const struct iovec *iov, int n);
+/*
+ * Where the answer to the request that this thread handles goes, if it came over
+ * the ring and `bytes` (somewhat more than the longest answer) are there: what is
+ * put together at its start is not copied once more. Else NULL. Only for requests
+ * that have nothing after their own arguments.
+ */
+void *ring_buffer(size_t bytes);
 /*
  * The request that this thread handles is to be answered by another, after the
  * kernel has sent more requests. False: that must not be, since this is the
