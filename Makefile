@@ -37,7 +37,7 @@ obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 
 ALLOC_SRC := $(wildcard alloc/*.c)
 META_SRC  := $(wildcard meta/*.c)
-FS_LIB    := $(filter-out fs/fuse.c fs/mount.c,$(wildcard fs/*.c))
+FS_LIB    := $(filter-out fs/fuse.c fs/mount.c fs/ring.c,$(wildcard fs/*.c))
 CLI_SRC   := $(wildcard tools/cli.c)
 FSCK_SRC  := $(wildcard tools/fsck.c tools/pass*.c tools/problem.c tools/fsck_*.c)
 VERB_SRC  := $(filter-out $(CLI_SRC) $(FSCK_SRC),$(wildcard tools/*.c))
@@ -57,7 +57,7 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
 AIDS  := $(patsubst %.c,$(BUILD)/%,$(AID_SRC))
 
 # Debian's names of what a build, a mount, and the tests need.
-NEED_BUILD := gcc libc6-dev make pkgconf libfuse3-dev libxxhash-dev libblkid-dev uuid-dev
+NEED_BUILD := gcc libc6-dev make pkgconf libfuse3-dev liburing-dev libxxhash-dev libblkid-dev uuid-dev
 NEED_RUN   := fuse3
 NEED_CHECK := libcmocka-dev rsync git sqlite3 attr acl
 NEED_LINT  := clang clang-tidy cppcheck
@@ -95,7 +95,7 @@ $(BIN)/$(1): $(call obj,$(2)) $(CORE)
 	$$(call say,LD,$$@)
 	$$(Q)mkdir -p $$(@D) && $$(CC) $$(CFLAGS) $$(LDFLAGS) -o $$@ $$^ $$(LIBS) $(3)
 endef
-$(eval $(call program,mount.spaceweave,fs/fuse.c fs/mount.c $(CLI_SRC),$$(shell pkg-config --libs fuse3)))
+$(eval $(call program,mount.spaceweave,fs/fuse.c fs/mount.c fs/ring.c $(CLI_SRC),$$(shell pkg-config --libs fuse3 liburing)))
 $(eval $(call program,mkfs.spaceweave,$(MKFS_SRC) $(CLI_SRC),$$(shell pkg-config --libs blkid uuid)))
 $(eval $(call program,fsck.spaceweave,$(FSCK_SRC) $(CLI_SRC)))
 $(eval $(call program,spaceweave,$(VERB_SRC) $(CLI_SRC)))

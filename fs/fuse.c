@@ -17,6 +17,7 @@
 #define FUSE_USE_VERSION 314
 
 #include "fs/fs_priv.h"
+#include "fs/ring.h"
 #include "tools/cli.h"
 
 #include <fcntl.h>
@@ -610,13 +611,15 @@ void face_stop(void)
 	pthread_join(flusher.thread, NULL);
 }
 
-/* Let the thread answer this one. */
-static void answer_behind(const struct behind *what)
+/* Let the thread answer this one; or say `else_err`, if no other request could
+ * come then. */
+static void answer_behind(const struct behind *what, int else_err)
 {
 	struct behind *b = malloc(sizeof(*b));
 
-	if (!b) {
-		reply_err(what->req, -ENOMEM);
+	if (!b || !ring_hold()) {
+		free(b);
+		reply_err(what->req, b ? else_err : -ENOMEM);
 		return;
 	}
 	*b = *what;
@@ -685,10 +688,11 @@ static void do_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
 	off_t at = fs_lseek(face->fs, ino, off, whence);
 
 	(void)fi;
-	/* Data is data; only a hole may be one in our eyes alone. */
+	/* Data is data; only a hole may be one in our eyes alone. Told ENOSYS,
+	 * the kernel takes all for data from now on, which is true enough. */
 	if (face->writeback && (at == -ENXIO || at >= 0) &&
 	    !(whence == SEEK_DATA && at == off))
-		answer_behind(&b);
+		answer_behind(&b, -ENOSYS);
 	else
 		seek_reply(req, at);
 }
@@ -705,7 +709,9 @@ static void do_nosys(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void do_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		    struct fuse_file_info *fi)
 {
-	char *buf = buffer_of(fs_read_room(fs_of(req), size)), *data;
+	const size_t room = fs_read_room(fs_of(req), size);
+	char *ringed = ring_buffer(room), *data,
+	     *buf = ringed ? ringed : buffer_of(room);
 	ssize_t n = buf ? fs_read(fs_of(req), ino, buf, size, off, &data)
 			: -ENOMEM;
 
@@ -827,7 +833,7 @@ static void ioctl_change(const struct ioctl *i, uint32_t flags,
 	if (projid)
 		b.set.projid = *projid;
 	if (flags & FS_IMMUTABLE_FL)
-		answer_behind(&b);
+		answer_behind(&b, -EAGAIN);
 	else
 		setflags(&b);
 }

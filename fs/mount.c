@@ -14,7 +14,8 @@
  * passes on some things that the kernel offers: KILLPRIV_V2, PARALLEL_DIROPS,
  * the longer SETXATTR, TMPFILE. The flags are added to the answer to INIT as
  * it goes out, and the requests are brought into the form libfuse knows as
- * they come in.
+ * they come in. With -o io_uring most requests come over a ring instead (ring.h),
+ * by the same wire_in() and wire_writev(); one worker reads what does not.
  *
  * End. The kernel has dirty pages of ours; whoever just closed /dev/fuse would
  * lose them. So a signal unmounts first, while the workers still answer, and
@@ -26,6 +27,7 @@
 #define FUSE_USE_VERSION 314
 
 #include "fs/fs_priv.h"
+#include "fs/ring.h"
 #include "tools/cli.h"
 
 #include <dirent.h>
@@ -68,9 +70,9 @@ struct options {
 	char *dir;
 	char *fsname;			/* as given */
 	bool foreground, debug, nonempty, writethrough, remount, heartbeat_said,
-	     export;
+	     export, io_uring;
 	int allow_other;		/* -1: not said */
-	unsigned threads;
+	unsigned threads;		/* 0: not said */
 	unsigned poll_us;		/* 0: a worker that waits sleeps at once */
 	struct fs_options fs;
 	struct volume_options volume;
@@ -98,6 +100,7 @@ static void usage(FILE *to)
 		"  cache=SIZE       memory for trees and inodes; 128M\n"
 		"  threads=N        that answer requests; 4\n"
 		"  poll=USEC        look for the next request so long before sleeping; 0\n"
+		"  io_uring         let requests come over io_uring, if the kernel can\n"
 		"  writethrough     no dirty pages in the kernel\n"
 		"  export           files can be opened by handle, as NFS servers do\n");
 }
@@ -166,6 +169,8 @@ static const struct word words[] = {
 	WORD("nonempty", nonempty, true, false),
 	WORD("remount", remount, true, false),
 	WORD("writethrough", writethrough, true, false),
+	WORD("io_uring", io_uring, true, false),
+	WORD("noio_uring", io_uring, false, false),
 	WORD("export", export, true, false),
 	WORD("noexport", export, false, false),
 };
@@ -497,6 +502,7 @@ struct mount {
 	pthread_t main, workers[THREADS_MAX], relief;
 	unsigned running;
 	bool relieved;			/* the thread runs */
+	bool ringed;			/* there is a ring */
 };
 
 static int open_volume(struct mount *m)
@@ -544,10 +550,12 @@ static int close_volume(struct mount *m)
 #define WIRE_TMPFILE 51			/* FUSE_TMPFILE, protocol 7.37 */
 
 #define WIRE_NO_EXPORT (1u << 6)		/* of flags2: FUSE_NO_EXPORT_SUPPORT */
+#define WIRE_IO_URING (1u << 9)		/* of flags2: FUSE_OVER_IO_URING */
 
 static uint64_t init_unique;		/* INIT, to be answered; then 0 */
 static uint32_t init_offered, init_offered2;
 static bool init_export;
+static struct mount *init_ring;		/* requests are to come over io_uring */
 
 /* SETXATTR with the longer header, which we asked for: cut back to the short. */
 static ssize_t wire_setxattr(struct fuse_in_header *in, ssize_t n)
@@ -599,6 +607,71 @@ static ssize_t wire_read(int fd, void *buf, size_t len, void *ctx)
 	return n < (ssize_t)sizeof(struct fuse_in_header) ? n : wire_in(buf, n);
 }
 
+static void ring_handle(void *ctx, struct fuse_in_header *in)
+{
+	struct mount *m = ctx;
+	struct fuse_buf buf = {.mem = in};
+
+	buf.size = (size_t)wire_in(in, in->len);
+	fuse_session_process_buf(m->se, &buf);
+}
+
+static void ring_ended(void *ctx, bool over)
+{
+	struct mount *m = ctx;
+
+	face_thread_fini();
+	if (!over)
+		return;
+	fuse_session_exit(m->se);
+	pthread_kill(m->main, SIGUSR1);
+}
+
+static void ring_absent(struct mount *m, const char *why)
+{
+	char text[160];
+
+	snprintf(text, sizeof(text),
+		 "no io_uring (%s): requests come over /dev/fuse", why);
+	message(m->o, text);
+}
+
+/* What the kernel wants room for, by what INIT is answered with. */
+static size_t ring_payload(const struct fuse_init_out *init)
+{
+	const size_t page = (size_t)sysconf(_SC_PAGESIZE),
+		     pages = init->flags & FUSE_MAX_PAGES ? init->max_pages : 32;
+	size_t most = init->max_write > pages * page ? init->max_write
+						     : pages * page;
+
+	return most > FUSE_MIN_READ_BUFFER ? most : FUSE_MIN_READ_BUFFER;
+}
+
+static void wire_ring(struct mount *m, struct fuse_init_out *init)
+{
+	const struct ring_options opt = {.fd = fuse_session_fd(m->se),
+					 .threads = m->o->threads,
+					 .payload = ring_payload(init),
+					 .ctx = m,
+					 .handle = ring_handle,
+					 .end = ring_ended};
+	int err;
+
+	if (!(init_offered2 & WIRE_IO_URING)) {
+		ring_absent(m, "the kernel does not offer it: it needs Linux 6.14 "
+			       "and enable_uring=Y of its module fuse");
+		return;
+	}
+	err = ring_open(&opt);
+	if (err) {
+		ring_absent(m, strerror(-err));
+		return;
+	}
+	init->flags |= FUSE_INIT_EXT;
+	init->flags2 |= WIRE_IO_URING;
+	m->ringed = true;
+}
+
 /*
  * Not to export is said, and not only left out: where a kernel has handles that
  * can be opened, an overlay on us looks for the lower layer's file by handle
@@ -619,14 +692,23 @@ static void wire_init(struct iovec *iov)
 		init->flags |= FUSE_INIT_EXT;
 		init->flags2 |= WIRE_NO_EXPORT;
 	}
+	if (init_ring)
+		wire_ring(init_ring, init);
 	init_unique = 0;
 }
 
 static ssize_t wire_writev(int fd, struct iovec *iov, int n, void *ctx)
 {
+	ssize_t len = 0;
+
 	(void)ctx;
 	if (init_unique && n > 1 && iov[1].iov_len >= sizeof(struct fuse_init_out))
 		wire_init(iov);
+	if (ring_reply(iov, n)) {
+		for (int i = 0; i < n; i++)
+			len += (ssize_t)iov[i].iov_len;
+		return len;
+	}
 	return writev(fd, iov, n);
 }
 
@@ -959,9 +1041,23 @@ static void *worker(void *arg)
 	return NULL;
 }
 
+/* The ring, if there is one, gets its requests. */
+static void start_ring(struct mount *m)
+{
+	int err = m->ringed ? ring_start() : 0;
+
+	if (!err)
+		return;
+	ring_absent(m, strerror(-err));
+	ring_stop();
+	ring_close();
+	m->ringed = false;
+}
+
 static int start(struct mount *m)
 {
 	struct wire_buffer b;
+	unsigned threads = m->o->threads ? m->o->threads : THREADS;
 	int err = wire_buffer_init(&b);
 
 	if (err)
@@ -972,12 +1068,16 @@ static int start(struct mount *m)
 	free(b.block);
 	if (!err)
 		err = face_start(&m->face, m->se);
+	if (!err)
+		start_ring(m);
+	if (m->ringed)
+		threads = 1;		/* for what comes over /dev/fuse still */
 	look.ns = m->o->poll_us * 1000ull;
-	if (m->o->threads > 1) {
+	if (threads > 1) {
 		image_waits = lead_pass;
 		m->relieved = !pthread_create(&m->relief, NULL, relief, NULL);
 	}
-	while (!err && m->running < m->o->threads) {
+	while (!err && m->running < threads) {
 		err = -pthread_create(&m->workers[m->running], NULL, worker, m);
 		m->running += !err;
 	}
@@ -992,7 +1092,9 @@ static void stop(struct mount *m)
 	for (unsigned i = 0; i < m->running; i++)
 		pthread_join(m->workers[i], NULL);
 	m->running = 0;
+	ring_stop();
 	face_stop();
+	ring_close();
 	if (m->relieved) {
 		relief_end();
 		pthread_join(m->relief, NULL);
@@ -1108,6 +1210,7 @@ static int begin(struct mount *m)
 	if (err)
 		return err;
 	init_export = m->o->export;
+	init_ring = m->o->io_uring ? m : NULL;
 	m->se = fuse_session_new(&m->o->args, face_ops(),
 				 sizeof(struct fuse_lowlevel_ops), &m->face);
 	if (!m->se)
@@ -1235,7 +1338,7 @@ static int remount(const struct options *o, const char *dir)
 
 int main(int argc, char **argv)
 {
-	struct options o = {.allow_other = -1, .threads = THREADS,
+	struct options o = {.allow_other = -1,
 			    .volume.discard = true};
 
 	cli_init(argv[0]);

@@ -20,7 +20,8 @@ _spaceweave_programs()
 	mount:-o)
 		words="ro rw dev nodev suid nosuid exec noexec atime noatime relatime nodiratime
 			strictatime lazytime sync dirsync allow_other default_permissions
-			fsname= commit= heartbeat= discard nodiscard cache= threads= poll=" cur_only=1
+			fsname= commit= heartbeat= discard nodiscard cache= threads= poll=
+			io_uring noio_uring" cur_only=1
 		;;
 	*)
 		cur_only=

@@ -88,10 +88,10 @@ format() {
 	mkfs.spaceweave -q "$@" "$image" "$size"
 }
 
-# start [OPTIONS]: mount $image on $mnt.
+# start [OPTIONS]: mount $image on $mnt; SPACEWEAVE_OPTIONS are added to the -o.
 start() {
 	[ -c /dev/fuse ] || skip "no /dev/fuse here"
-	mount.spaceweave "$image" "$mnt" "$@"
+	mount.spaceweave "$image" "$mnt" ${SPACEWEAVE_OPTIONS:+-o "$SPACEWEAVE_OPTIONS"} "$@"
 }
 
 # Somebody else on the machine may be looking at the mount just now: a few tries,

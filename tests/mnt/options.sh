@@ -11,7 +11,7 @@ format 128M
 for o in ro rw dev nodev suid nosuid exec noexec atime noatime relatime nodiratime \
 	strictatime lazytime sync dirsync allow_other default_permissions fsname=me \
 	commit=1 commit=300 discard nodiscard cache=16M cache=1G threads=1 threads=16 \
-	poll=0 poll=50 poll=1000 \
+	poll=0 poll=50 poll=1000 io_uring noio_uring io_uring,threads=1 \
 	defaults,noatime,nofail,_netdev,x-systemd.automount \
 	rw,nodev,nosuid,noatime,commit=7,threads=2; do
 	if [ "$(id -u)" != 0 ]; then
@@ -57,7 +57,7 @@ done
 
 # what is none
 for o in nonsense nonsense=1 commit=x commit=-1 commit=301 threads=0 threads=1000 \
-	cache=1k cache=many commit= data=journal poll=1001 poll=-1 poll= poll=5us \
+	cache=1k cache=many commit= data=journal poll=1001 poll=-1 poll= poll=5us io_uring=1 \
 	noatime,bogus; do
 	status=0
 	mount.spaceweave "$image" "$mnt" -o "$o" 2>"$work/err" || status=$?
