@@ -59,6 +59,7 @@
 #define CLOSING_WAIT_MS 30000
 #define HEARTBEAT_S 5		/* where locks may not reach other hosts */
 #define READ_AHEAD_KB 1024
+#define POLL_US 20u
 #define POLL_US_MAX 1000
 
 extern char **environ;
@@ -73,7 +74,7 @@ struct options {
 	     export, io_uring;
 	int allow_other;		/* -1: not said */
 	unsigned threads;		/* 0: not said */
-	unsigned poll_us;		/* 0: a worker that waits sleeps at once */
+	int poll_us;			/* 0: a worker that waits sleeps at once; -1: not said */
 	struct fs_options fs;
 	struct volume_options volume;
 	struct fuse_args args;		/* for libfuse */
@@ -99,7 +100,7 @@ static void usage(FILE *to)
 		"  discard          give freed blocks back to the host; nodiscard\n"
 		"  cache=SIZE       memory for trees and inodes; 128M\n"
 		"  threads=N        that answer requests; 4\n"
-		"  poll=USEC        look for the next request so long before sleeping; 0\n"
+		"  poll=USEC        look for the next request so long before sleeping; 20\n"
 		"  io_uring         let requests come over io_uring, if the kernel can\n"
 		"  writethrough     no dirty pages in the kernel\n"
 		"  export           files can be opened by handle, as NFS servers do\n");
@@ -258,7 +259,7 @@ static bool option_valued(struct options *o, char *text)
 	} else if (!strcmp(text, "threads")) {
 		o->threads = (unsigned)number(text, value, 1, THREADS_MAX);
 	} else if (!strcmp(text, "poll")) {
-		o->poll_us = (unsigned)number(text, value, 0, POLL_US_MAX);
+		o->poll_us = (int)number(text, value, 0, POLL_US_MAX);
 	} else if (!strcmp(text, "cache")) {
 		if (cli_parse_size(value, &bytes) || bytes < 1 << 20)
 			die_usage("cache=%s: want a size of at least 1M", value);
@@ -1054,6 +1055,17 @@ static void start_ring(struct mount *m)
 	m->ringed = false;
 }
 
+/* With one CPU there is nobody to look out for: who would ask waits for it. */
+static uint64_t poll_us(const struct options *o)
+{
+	cpu_set_t cpus;
+
+	if (o->poll_us >= 0)
+		return (uint64_t)o->poll_us;
+	return sched_getaffinity(0, sizeof(cpus), &cpus) || CPU_COUNT(&cpus) > 1
+		       ? POLL_US : 0;
+}
+
 static int start(struct mount *m)
 {
 	struct wire_buffer b;
@@ -1072,7 +1084,7 @@ static int start(struct mount *m)
 		start_ring(m);
 	if (m->ringed)
 		threads = 1;		/* for what comes over /dev/fuse still */
-	look.ns = m->o->poll_us * 1000ull;
+	look.ns = poll_us(m->o) * 1000ull;
 	if (threads > 1) {
 		image_waits = lead_pass;
 		m->relieved = !pthread_create(&m->relief, NULL, relief, NULL);
@@ -1338,7 +1350,7 @@ static int remount(const struct options *o, const char *dir)
 
 int main(int argc, char **argv)
 {
-	struct options o = {.allow_other = -1,
+	struct options o = {.allow_other = -1, .poll_us = -1,
 			    .volume.discard = true};
 
 	cli_init(argv[0]);

@@ -287,7 +287,7 @@ class Null(FS):
     """Answers the same requests as Spaceweave, and one worker leads as there."""
 
     name = "null"
-    options = "data,xattr,acl,killpriv,lead,workers=4"
+    options = "data,xattr,acl,killpriv,lead,workers=4,poll=20"
     volatile = True
 
     def __init__(self, build):
@@ -307,7 +307,7 @@ class NullBare(Null):
     """The fewest requests there can be."""
 
     name = "null-bare"
-    options = "data"
+    options = "data,lead,workers=4,poll=20"
 
 
 class Fuse2fs(FS):

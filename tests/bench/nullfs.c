@@ -16,10 +16,10 @@
  *	nowriteback	no writeback cache
  *	killpriv	take over from the kernel to clear setuid on writes, so that it does
  *			not ask for attributes at each (it is not cleared: this is a yardstick)
- *	poll=US		a worker looks for the next request for so long before it sleeps
  *	lead		one worker reads the requests, and answers them, until there are more
  *			than it can answer; only then does the next worker read as well
- *	workers=N	so many workers, for these two (default 2)
+ *	poll=US		with lead: it looks for the next request so long before it sleeps
+ *	workers=N	so many workers then (default 2)
  *
  * Locks: one mutex guards the names and all attributes; each file's rwlock
  * guards its data and is taken without the mutex.
@@ -31,6 +31,7 @@
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
 #include <poll.h>
+#include <sched.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -813,47 +814,6 @@ static const struct fuse_lowlevel_ops null_ops = {
 	.listxattr = null_listxattr,
 };
 
-/* ---- workers that poll --------------------------------------------------------- */
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-/*
- * The device is in non-blocking mode: a worker that finds nothing asks again
- * until its time is over, and only then sleeps in poll(2).
- */
-static void *poll_worker(void *arg)
-{
-	struct fuse_session *se = arg;
-	struct fuse_buf buf = { .mem = NULL };
-	uint64_t last = now_ns();
-
-	while (!fuse_session_exited(se)) {
-		int n = fuse_session_receive_buf(se, &buf);
-		if (n > 0) {
-			fuse_session_process_buf(se, &buf);
-			last = now_ns();
-		} else if (n == -EAGAIN || n == -EINTR) {
-			if (now_ns() - last < opt.poll_us * 1000ull)
-				continue;
-			struct pollfd p = { .fd = fuse_session_fd(se), .events = POLLIN };
-			poll(&p, 1, 1000);
-			if (p.revents & (POLLERR | POLLHUP))
-				break;
-			last = now_ns();
-		} else {
-			break;
-		}
-	}
-	fuse_session_exit(se);
-	free(buf.mem);
-	return NULL;
-}
-
 /* ---- workers that lead and follow -------------------------------------------------- */
 
 /*
@@ -862,6 +822,23 @@ static void *poll_worker(void *arg)
  * worker that has read a request keeps the lead while it answers, unless it has
  * fallen behind: several times in a row the next request was already there.
  */
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* Before it sleeps, the leader looks for the next request for a while. */
+static void look(struct fuse_session *se)
+{
+	struct pollfd p = { .fd = fuse_session_fd(se), .events = POLLIN };
+	uint64_t since = now_ns();
+
+	while (!poll(&p, 1, 0) && now_ns() - since < opt.poll_us * 1000ull)
+		sched_yield();
+}
+
 #define BEHIND_MAX 8
 static pthread_mutex_t lead = PTHREAD_MUTEX_INITIALIZER;
 
@@ -878,6 +855,8 @@ static void *lead_worker(void *arg)
 		mine = true;
 		if (fuse_session_exited(se))
 			break;
+		if (opt.poll_us)
+			look(se);
 		int n = fuse_session_receive_buf(se, &buf);
 		if (n == -EINTR)
 			continue;
@@ -904,12 +883,8 @@ static int loop_own(struct fuse_session *se)
 {
 	pthread_t t[64];
 	unsigned n = opt.workers < 1 ? 1 : opt.workers > 64 ? 64 : opt.workers;
-	int fd = fuse_session_fd(se);
-
-	if (opt.poll_us)
-		fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 	for (unsigned i = 0; i < n; i++)
-		pthread_create(&t[i], NULL, opt.poll_us ? poll_worker : lead_worker, se);
+		pthread_create(&t[i], NULL, lead_worker, se);
 	for (unsigned i = 0; i < n; i++)
 		pthread_join(t[i], NULL);
 	return 0;
