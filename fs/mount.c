@@ -912,24 +912,24 @@ static void relief_end(void)
  * Polling (-o poll). Waking a worker that sleeps in the device costs more than
  * most requests do, so the leader may look for the next one for a while before
  * it sleeps, lending its CPU to whoever wants it. Two things decide whether:
- *   - Requests must be close: CLOSE_MIN in a row that came within twice the
- *     time (of which waking the leader is a part). One look in vain ends it. So
- *     nobody looks on an idle mount.
+ *   - Requests must be close: the last one came within twice the time (of which
+ *     waking the leader is a part), and no look was in vain since. So nobody
+ *     looks on an idle mount.
  *   - It must pay: with client and leader on one CPU it may not. So requests are
  *     counted in laps, and the kind of lap, with looking or without, in which
  *     they came faster is the next one's; each LAPS_SURE-th is of the other kind.
  * A worker that has lost the lead may still count with the next: all is a guess.
  */
-#define CLOSE_MIN 4
 #define LAP 128				/* requests */
-#define LAPS_SURE 16
+#define LAPS_SURE 64
 
 static struct {
 	uint64_t ns;			/* the longest look; 0: none, ever */
 	_Atomic uint64_t last;		/* when the last request came */
 	_Atomic uint64_t lap_ns;
 	_Atomic uint64_t mean_ns[2];	/* of laps without and with looking */
-	atomic_uint close, lap, laps;
+	atomic_bool close;
+	atomic_uint lap, laps;
 	atomic_bool on;			/* this lap is with looking */
 } look;
 
@@ -945,11 +945,11 @@ static void look_ahead(struct fuse_session *se, uint64_t since)
 {
 	struct pollfd p = {.fd = fuse_session_fd(se), .events = POLLIN};
 
-	if (!look.on || look.close < CLOSE_MIN)
+	if (!look.on || !look.close)
 		return;
 	while (!poll(&p, 1, 0)) {
 		if (now_ns() - since > look.ns) {
-			look.close = 0;
+			look.close = false;
 			return;
 		}
 		sched_yield();
@@ -977,11 +977,8 @@ static void look_learn(uint64_t since)
 	const uint64_t now = now_ns(), last = look.last;
 
 	look.last = now;
-	if (now - since > 2 * look.ns)
-		look.close = 0;
-	else if (look.close < CLOSE_MIN)
-		look.close++;
-	else
+	look.close = now - since <= 2 * look.ns;
+	if (look.close)
 		look_lap(now - last);
 }
 
