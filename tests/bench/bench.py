@@ -935,7 +935,7 @@ def busy():
 def machine():
     cpu = [l.split(":")[1].strip() for l in read("/proc/cpuinfo").splitlines()
            if l.startswith("model name")]
-    return {"kernel": platform.release(), "cpus": os.cpu_count(), "cpu": cpu[0] if cpu else "?",
+    return {"kernel": platform.release().split("-")[0], "cpus": os.cpu_count(), "cpu": cpu[0] if cpu else "?",
             "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB,
             "date": time.strftime("%Y-%m-%d"), "root": os.geteuid() == 0,
             "load_before": LOAD}
