@@ -847,37 +847,10 @@ static bool in_passing(uint32_t opcode)
 	       opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET;
 }
 
-/*
- * Polling (-o poll). Waking a worker that sleeps in the device costs more than
- * most requests do, so the leader may look for the next one for a while before
- * it sleeps, lending its CPU to whoever wants it. Two things decide whether:
- *   - Requests must be close: the last one came within twice the time (of which
- *     waking the leader is a part), and no look was in vain since. So nobody
- *     looks on an idle mount.
- *   - It must pay: with client and leader on one CPU it may not. So requests are
- *     counted in laps, and the kind of lap, with looking or without, in which
- *     they came faster is the next one's; each LAPS_SURE-th is of the other kind.
- * A worker that has lost the lead may still count with the next: all is a guess.
- */
-#define LAP 128				/* requests */
-#define LAPS_SURE 64
-
-static struct {
-	uint64_t ns;			/* the longest look; 0: none, ever */
-	_Atomic uint64_t last;		/* when the last request came */
-	_Atomic uint64_t lap_ns;
-	_Atomic uint64_t mean_ns[2];	/* of laps without and with looking */
-	atomic_bool close;
-	atomic_uint lap, laps;
-	atomic_bool on;			/* this lap is with looking */
-} look;
-
 static void lead_begin(struct fuse_session *se, const struct wire_buffer *b)
 {
 	const struct fuse_in_header *in = b->buf.mem;
 
-	if (in->opcode == FUSE_FSYNC)
-		look.close = false;	/* who waits for a flush asks for nothing */
 	if (crowd_review(se) || in_passing(in->opcode))
 		lead_pass();
 	if (!leading())
@@ -935,6 +908,31 @@ static void relief_end(void)
 	pthread_mutex_unlock(&lead.lock);
 }
 
+/*
+ * Polling (-o poll). Waking a worker that sleeps in the device costs more than
+ * most requests do, so the leader may look for the next one for a while before
+ * it sleeps, lending its CPU to whoever wants it. Two things decide whether:
+ *   - Requests must be close: the last one came within twice the time (of which
+ *     waking the leader is a part), is no fsync, whose caller waits for the disk,
+ *     and no look was in vain since. So nobody looks on an idle mount.
+ *   - It must pay: with client and leader on one CPU it may not. So requests are
+ *     counted in laps, and the kind of lap, with looking or without, in which
+ *     they came faster is the next one's; each LAPS_SURE-th is of the other kind.
+ * A worker that has lost the lead may still count with the next: all is a guess.
+ */
+#define LAP 128				/* requests */
+#define LAPS_SURE 64
+
+static struct {
+	uint64_t ns;			/* the longest look; 0: none, ever */
+	_Atomic uint64_t last;		/* when the last request came */
+	_Atomic uint64_t lap_ns;
+	_Atomic uint64_t mean_ns[2];	/* of laps without and with looking */
+	atomic_bool close;
+	atomic_uint lap, laps;
+	atomic_bool on;			/* this lap is with looking */
+} look;
+
 static uint64_t now_ns(void)
 {
 	struct timespec ts;
@@ -974,13 +972,14 @@ static void look_lap(uint64_t ns)
 }
 
 /* A request came at last, for which the leader had waited since then. */
-static void look_learn(uint64_t since)
+static void look_learn(uint64_t since, uint32_t opcode)
 {
 	const uint64_t now = now_ns(), last = look.last;
+	const bool close = now - since <= 2 * look.ns;
 
 	look.last = now;
-	look.close = now - since <= 2 * look.ns;
-	if (look.close)
+	look.close = close && opcode != FUSE_FSYNC;
+	if (close)
 		look_lap(now - last);
 }
 
@@ -994,7 +993,8 @@ static int receive(struct fuse_session *se, struct wire_buffer *b)
 	since = now_ns();
 	look_ahead(se, since);
 	n = fuse_session_receive_buf(se, &b->buf);
-	look_learn(since);
+	if (n > 0)
+		look_learn(since, ((const struct fuse_in_header *)b->buf.mem)->opcode);
 	return n;
 }
 

@@ -336,6 +336,12 @@ int tree_prepare_locked(struct volume *v, enum table t, const void *key,
 int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *bad,
 	      int *bad_err);
 /* A block of the pool, and one back into it, which has room for it. */
+/* Nobody's any more; to be used again after the next checkpoint. */
+static inline void blocks_pend(struct volume *v, uint64_t n)
+{
+	atomic_fetch_add(&v->free_blks, n);
+	atomic_fetch_add(&v->pending_blks, n);
+}
 uint64_t block_pop_locked(struct volume *v);
 void block_push_locked(struct volume *v, uint64_t block);
 /* These cannot fail after tree_prepare_locked() and a filled pool. */

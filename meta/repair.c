@@ -70,7 +70,8 @@ int repair_space(struct volume *v)
 		if (r == 0)
 			r = delta_add(&v->deltas, rep->claim[i].start,
 				      rep->claim[i].len, false);
-		atomic_fetch_sub(&v->free_blks, rep->claim[i].len);
+		if (r == 0)
+			atomic_fetch_sub(&v->free_blks, rep->claim[i].len);
 	}
 	for (size_t i = 0; rep && i < rep->releases && r == 0; i++) {
 		r = alloc_defer(v->alloc, rep->release[i].start,
@@ -78,8 +79,8 @@ int repair_space(struct volume *v)
 		if (r == 0)
 			r = delta_add(&v->deltas, rep->release[i].start,
 				      rep->release[i].len, true);
-		atomic_fetch_add(&v->free_blks, rep->release[i].len);
-		atomic_fetch_add(&v->pending_blks, rep->release[i].len);
+		if (r == 0)
+			blocks_pend(v, rep->release[i].len);
 	}
 	return r;
 }

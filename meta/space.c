@@ -263,8 +263,7 @@ int space_open(struct volume *v)
 		if (!d->free)
 			continue;
 		r = alloc_defer(v->alloc, d->start, d->len);
-		atomic_fetch_add(&v->free_blks, d->len);
-		atomic_fetch_add(&v->pending_blks, d->len);
+		blocks_pend(v, d->len);
 		if (r == -EINVAL) {
 			volume_message(v, "journal: blocks %llu+%llu are freed "
 				       "but not in use",
@@ -354,8 +353,7 @@ static int space_write_one(struct volume *v, uint64_t index, uint8_t *bits,
 			r = delta_add(own, get64(old.block), 1, true);
 		if (r)
 			return r;
-		atomic_fetch_add(&v->free_blks, 1);
-		atomic_fetch_add(&v->pending_blks, 1);
+		blocks_pend(v, 1);
 	}
 	units = v->blocks - from < space_per_bitmap(v) ? v->blocks - from
 						       : space_per_bitmap(v);

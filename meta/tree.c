@@ -458,9 +458,7 @@ static void node_drop(struct volume *v, struct tree *tr, struct node *n)
 		node_spare(v, n);
 	} else {
 		delta_add(tr->frees, n->self.block, 1, true);
-		atomic_fetch_add_explicit(&v->free_blks, 1, memory_order_relaxed);
-		atomic_fetch_add_explicit(&v->pending_blks, 1,
-					  memory_order_relaxed);
+		blocks_pend(v, 1);
 		if (n->dirty) {
 			n->superseded = true;
 		} else {

@@ -696,8 +696,8 @@ static void apply_locked(struct txn *t)
 		seq = journal_append_locked(v, t);
 	for (size_t i = 0; i < t->deltas.count; i++)
 		*(t->deltas.v[i].free ? &freed : &taken) += t->deltas.v[i].len;
-	atomic_fetch_add(&v->free_blks, freed - taken);
-	atomic_fetch_add(&v->pending_blks, freed);
+	atomic_fetch_sub(&v->free_blks, taken);
+	blocks_pend(v, freed);
 	for (unsigned i = 0; i < t->edits; i++) {
 		t->edit[i].ip->a = t->edit[i].a;
 		t->edit[i].ip->last_seq = seq;
