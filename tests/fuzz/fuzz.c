@@ -110,8 +110,15 @@ static int mem_resize(struct image *im, uint64_t bytes)
 static void mem_close(struct image *im) { (void)im; }
 
 static const struct image_ops mem_ops = {
-	mem_pread, mem_pwrite, mem_pwritev, mem_flush, mem_range,
-	mem_range, NULL,       mem_resize,  mem_close};
+	.pread = mem_pread,
+	.pwrite = mem_pwrite,
+	.pwritev = mem_pwritev,
+	.flush = mem_flush,
+	.discard = mem_range,
+	.ensure = mem_range,
+	.resize = mem_resize,
+	.close = mem_close,
+};
 
 /* ---- the volume --------------------------------------------------------------- */
 
