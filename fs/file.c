@@ -306,7 +306,8 @@ static int block_zero(struct fs *fs, struct txn *t, struct inode *ip,
 	struct run run;
 	int err = map_lookup(fs->v, ip, blk, &run);
 
-	if (err || !run.start || run.unwritten)
+	/* what is lost stays so, all of the block */
+	if (err || run.kind != RUN_WRITTEN)
 		return err;
 	err = map_read(fs->v, ip, blk, 1, buf);
 	if (err)
@@ -447,7 +448,7 @@ static int room_for(struct fs *fs, struct inode *ip, uint64_t blk, uint64_t end)
 		if (err)
 			return err;
 		to = run.len < end - run.blk ? run.blk + run.len : end;
-		if (!run.start)
+		if (run.kind == RUN_HOLE)
 			holes += to - blk;
 		blk = to;
 	}
@@ -546,7 +547,7 @@ static off_t seek_locked(struct fs *fs, struct inode *ip, uint64_t off, bool dat
 		err = map_lookup(fs->v, ip, blk, &run);
 		if (err)
 			return err;
-		if ((run.start && !run.unwritten) == data) {
+		if ((run.kind == RUN_WRITTEN || run.kind == RUN_LOST) == data) {
 			uint64_t at = blk << fs->shift;
 
 			return (off_t)(at > off ? at : off);

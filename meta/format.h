@@ -214,6 +214,7 @@ enum file_key {
 #define INODE_SYNC 0x0010u
 #define INODE_DIRSYNC 0x0020u
 #define INODE_SHARED 0x0100u	/* its blocks may be in the table of references */
+#define INODE_LOST 0x0200u	/* its map has, or had, lost runs */
 
 struct disk_time {
 	le64 sec;		/* signed, since 1970 */
@@ -259,12 +260,15 @@ struct disk_xattr {
 
 /*
  * `len` blocks of the file from the key's block on stand at `start`. A written
- * run has a checksum for each block and is at most MAP_MAX long; an unwritten
- * one reads as zeroes and has none.
+ * run (flags 0) has a checksum for each block and is at most MAP_MAX long; an
+ * unwritten one reads as zeroes and has none. A lost one stands where a repair
+ * found that the map itself was damaged: reading it fails, for it may have been
+ * data; it has neither place (start is 0) nor checksums.
  */
 #define MAP_UNWRITTEN 1u
+#define MAP_LOST 2u
 #define MAP_MAX 64u
-#define MAP_UNWRITTEN_MAX 0x40000000u
+#define MAP_BARE_MAX 0x40000000u	/* of a run without checksums */
 struct disk_map {
 	le64 start;
 	le64 birth;		/* generation that made this reference */

@@ -38,6 +38,7 @@
  * are what makes room.
  */
 #include "meta/meta_priv.h"
+#include "meta/repair.h"
 
 #include <assert.h>
 #include <sched.h>
@@ -514,7 +515,10 @@ static int scan_attests(struct scan *s)
 		group_free(g);
 	}
 	s->any_salt = false;
-	if (gen > get64(v->super.gen)) {
+	if (v->opt.repair && v->opt.repair->older) {
+		if (s->must < v->opt.repair->must)
+			s->must = v->opt.repair->must;
+	} else if (gen > get64(v->super.gen)) {
 		snprintf(s->msg, s->msg_len,
 			 "superblock: the slot of checkpoint %llu is lost, only "
 			 "that of %llu is left",
@@ -575,7 +579,7 @@ static bool map_data_whole(struct volume *v, const struct disk_jitem *ji, void *
 	if (get16(ji->vlen) < sizeof(m))
 		return false;
 	memcpy(&m, val, sizeof(m));
-	if (get32(m.flags) & MAP_UNWRITTEN)
+	if (get32(m.flags))
 		return true;
 	if (get16(ji->vlen) != sizeof(m) + get32(m.len) * sizeof(le64) ||
 	    get64(m.start) >= v->blocks ||
@@ -726,25 +730,33 @@ int journal_scan(struct volume *v, char *msg, size_t msg_len)
 	return r;
 }
 
+int items_apply(struct volume *v, const void *items, unsigned count)
+{
+	const struct disk_jitem *ji = items;
+	int r = 0;
+
+	for (unsigned i = 0; i < count && r == 0; i++, ji = item_next(ji)) {
+		if (ji->type != JITEM_PUT && ji->type != JITEM_DEL)
+			continue;
+		r = commit_lock_prepared(v, ji, 1, SPEND_CHECKPOINT);
+		if (r)
+			break;
+		item_apply_locked(v, ji);
+		rwlock_unlock(&v->commit);
+	}
+	return r;
+}
+
 int journal_apply(struct volume *v)
 {
 	int r = 0;
 
 	while (v->replay) {
 		struct group *g = v->replay;
-		const struct disk_jitem *ji =
-			(const void *)(g->buf + sizeof(struct disk_group));
 
-		for (unsigned i = 0; i < g->items && r == 0;
-		     i++, ji = item_next(ji)) {
-			if (ji->type != JITEM_PUT && ji->type != JITEM_DEL)
-				continue;
-			r = commit_lock_prepared(v, ji, 1, SPEND_CHECKPOINT);
-			if (r)
-				break;
-			item_apply_locked(v, ji);
-			rwlock_unlock(&v->commit);
-		}
+		if (r == 0)
+			r = items_apply(v, g->buf + sizeof(struct disk_group),
+					g->items);
 		v->replay = g->next;
 		group_free(g);
 	}

@@ -27,9 +27,16 @@
 struct map_item {
 	uint64_t blk, start;
 	uint32_t len;
-	bool unwritten;
+	uint32_t flags;
 	le64 csum[MAP_MAX];
 };
+
+static bool has_blocks(const struct map_item *m) { return !(m->flags & MAP_LOST); }
+
+static size_t sums_bytes(const struct map_item *m)
+{
+	return m->flags ? 0 : m->len * sizeof(m->csum[0]);
+}
 
 static uint64_t item_end(const struct map_item *m) { return m->blk + m->len; }
 
@@ -44,10 +51,10 @@ static int item_decode(struct map_item *m, const uint8_t *key, size_t klen,
 	m->blk = be64_get(key + 9);
 	m->start = get64(d.start);
 	m->len = get32(d.len);
-	m->unwritten = get32(d.flags) & MAP_UNWRITTEN;
+	m->flags = get32(d.flags);
 	if (m->len == 0 || m->blk + m->len < m->blk ||
-	    vlen != sizeof(d) + (m->unwritten ? 0 : m->len * sizeof(le64)) ||
-	    (!m->unwritten && m->len > MAP_MAX))
+	    m->flags > MAP_LOST || m->flags == (MAP_LOST | MAP_UNWRITTEN) ||
+	    vlen != sizeof(d) + sums_bytes(m) || (!m->flags && m->len > MAP_MAX))
 		return -EFSCORRUPTED;
 	memcpy(m->csum, val + sizeof(d), vlen - sizeof(d));
 	return 0;
@@ -221,12 +228,15 @@ static int lookup(struct volume *v, struct txn *t, struct inode *ip, uint64_t bl
 		 (o.from = o.next, true));
 	m = o.item;
 	if (r == 0 && o.count == 0)
-		*out = (struct run){blk, UINT64_MAX - blk, 0, false};
+		*out = (struct run){blk, UINT64_MAX - blk, 0, RUN_HOLE};
 	else if (r == 0 && m->blk > blk)
-		*out = (struct run){blk, m->blk - blk, 0, false};
+		*out = (struct run){blk, m->blk - blk, 0, RUN_HOLE};
+	else if (r == 0 && !has_blocks(m))
+		*out = (struct run){blk, item_end(m) - blk, 0, RUN_LOST};
 	else if (r == 0)
 		*out = (struct run){blk, item_end(m) - blk,
-				    m->start + (blk - m->blk), m->unwritten};
+				    m->start + (blk - m->blk),
+				    m->flags ? RUN_UNWRITTEN : RUN_WRITTEN};
 	overlap_fini(&o);
 	return r;
 }
@@ -245,7 +255,13 @@ static int read_run(struct volume *v, struct inode *ip, const struct map_item *m
 	uint64_t start = m->start + (from - m->blk);
 	int r;
 
-	if (m->unwritten) {
+	if (!has_blocks(m)) {
+		volume_message(v, "inode %llu: block %llu was lost, and given up "
+			       "by fsck", (unsigned long long)ip->ino,
+			       (unsigned long long)from);
+		return -EFSBADCRC;
+	}
+	if (m->flags & MAP_UNWRITTEN) {
 		memset(buf, 0, bytes);
 		return 0;
 	}
@@ -320,13 +336,12 @@ static int item_put(struct txn *t, struct inode *ip, const struct map_item *m)
 							   memory_order_relaxed) +
 				     1),
 		       .len = put32(m->len),
-		       .flags = put32(m->unwritten ? MAP_UNWRITTEN : 0)}};
-	size_t sums = m->unwritten ? 0 : m->len * sizeof(le64);
+		       .flags = put32(m->flags)}};
 	struct key k;
 
-	memcpy(val.csum, m->csum, sums);
+	memcpy(val.csum, m->csum, sums_bytes(m));
 	key_file_num(&k, ip->ino, KEY_MAP, m->blk);
-	return txn_put(t, TABLE_FILES, &k, &val, sizeof(val.d) + sums);
+	return txn_put(t, TABLE_FILES, &k, &val, sizeof(val.d) + sums_bytes(m));
 }
 
 /* The part [from, to) of a run as a run of its own. */
@@ -334,13 +349,13 @@ static struct map_item item_part(const struct map_item *m, uint64_t from,
 				 uint64_t to)
 {
 	struct map_item p = {.blk = from,
-			     .start = m->start + (from - m->blk),
 			     .len = (uint32_t)(to - from),
-			     .unwritten = m->unwritten};
+			     .flags = m->flags};
 
-	if (!m->unwritten)
-		memcpy(p.csum, m->csum + (from - m->blk),
-		       p.len * sizeof(p.csum[0]));
+	if (has_blocks(m))
+		p.start = m->start + (from - m->blk);
+	if (sums_bytes(&p))
+		memcpy(p.csum, m->csum + (from - m->blk), sums_bytes(&p));
 	return p;
 }
 
@@ -378,7 +393,7 @@ static int item_cut(struct txn *t, struct inode *ip, const struct map_item *m,
 		part = item_part(m, to, item_end(m));
 		r = item_put(t, ip, &part);
 	}
-	if (r == 0 && !keep) {
+	if (r == 0 && !keep && has_blocks(m)) {
 		r = blocks_drop(t, ip, m->start + (from - m->blk), to - from);
 		inode_edit(t, ip)->blks -= to - from;
 	}
@@ -554,7 +569,7 @@ static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 			struct map_item *m = &o.item[i];
 			uint64_t a = m->blk > from ? m->blk : from;
 			uint64_t b = item_end(m) < to ? item_end(m) : to;
-			bool keep = m->unwritten &&
+			bool keep = m->flags & MAP_UNWRITTEN &&
 				    !(ip->a.flags & INODE_SHARED) &&
 				    w->count < EXTENTS_MAX;
 
@@ -588,7 +603,7 @@ static int run_before(struct txn *t, struct inode *ip, uint64_t blk, uint64_t st
 	r = overlap_load(t->v, t, ip, &o);
 	if (r == 0 && o.count) {
 		*m = o.item[0];
-		*joins = !m->unwritten && item_end(m) == blk &&
+		*joins = !m->flags && item_end(m) == blk &&
 			 m->start + m->len == start && m->len < MAP_MAX;
 	}
 	overlap_fini(&o);
@@ -638,7 +653,7 @@ static int goal_find(struct volume *v, struct inode *ip, uint64_t blk)
 	struct overlap o = {.from = blk - 1, .to = blk, .max = 1};
 	int r = blk ? overlap_load(v, NULL, ip, &o) : 0;
 
-	if (r == 0 && o.count)
+	if (r == 0 && o.count && has_blocks(&o.item[0]))
 		ip->goal = o.item[0].start + o.item[0].len;
 	overlap_fini(&o);
 	return r;
@@ -689,18 +704,18 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 		if (r)
 			break;
 		want = run.len < end - blk ? run.len : end - blk;
-		if (run.start) {
+		if (run.kind != RUN_HOLE) {
 			blk += want;
 			continue;
 		}
-		if (want > MAP_UNWRITTEN_MAX)
-			want = MAP_UNWRITTEN_MAX;
+		if (want > MAP_BARE_MAX)
+			want = MAP_BARE_MAX;
 		r = txn_alloc(t, ip->goal, want, e, 32, &count, &got);
 		for (unsigned i = 0; i < count && r == 0; i++) {
 			struct map_item m = {.blk = blk,
 					     .start = e[i].start,
 					     .len = (uint32_t)e[i].len,
-					     .unwritten = true};
+					     .flags = MAP_UNWRITTEN};
 
 			r = item_put(t, ip, &m);
 			blk += e[i].len;
@@ -718,10 +733,15 @@ static int share_run(struct txn *t, struct inode *dst, const struct map_item *m,
 		     uint64_t from, uint64_t to, uint64_t at)
 {
 	struct map_item part = item_part(m, from, to);
-	int r = txn_ref(t, part.start, part.len, 1);
+	int r = 0;
 
 	part.blk = at;
-	inode_edit(t, dst)->blks += part.len;
+	if (has_blocks(&part)) {
+		r = txn_ref(t, part.start, part.len, 1);
+		inode_edit(t, dst)->blks += part.len;
+	} else {
+		inode_edit(t, dst)->flags |= INODE_LOST;
+	}
 	return r ? r : item_put(t, dst, &part);
 }
 
@@ -747,7 +767,7 @@ int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
 		if (to > src_blk + cut)
 			to = src_blk + cut;
 		/* What was never written reads as the hole it becomes. */
-		if (from < to && !m->unwritten)
+		if (from < to && !(m->flags & MAP_UNWRITTEN))
 			r = share_run(t, dst, m, from, to,
 				      dst_blk + (from - src_blk));
 	}

@@ -263,8 +263,13 @@ int dir_scan(struct volume *v, struct inode *dir, uint64_t from,
 struct run {
 	uint64_t blk;		/* file block where it begins */
 	uint64_t len;		/* file blocks; a hole's reaches to the next run */
-	uint64_t start;		/* volume block; 0: a hole */
-	bool unwritten;
+	uint64_t start;		/* volume block; 0 of a hole and of what is lost */
+	enum run_kind {
+		RUN_HOLE,
+		RUN_WRITTEN,
+		RUN_UNWRITTEN,	/* set aside: reads as zeroes */
+		RUN_LOST,	/* fsck gave up what it held: cannot be read */
+	} kind;
 };
 
 /* The run that holds file block `blk` (from `blk` on; a hole at the end of
@@ -274,7 +279,7 @@ int map_lookup(struct volume *v, struct inode *ip, uint64_t blk, struct run *out
 /*
  * Read `n` blocks from file block `blk` into buf, verified; holes and
  * unwritten runs give zeroes. -EBADMSG, reported, when a block is not what was
- * written: then buf's contents must not be used.
+ * written, or lost: then buf's contents must not be used.
  */
 int map_read(struct volume *v, struct inode *ip, uint64_t blk, uint64_t n,
 	     void *buf);

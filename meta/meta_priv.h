@@ -354,10 +354,13 @@ uint64_t tree_bound_locked(struct volume *v, enum table t, unsigned puts,
 			   unsigned dels);
 int tree_spares_locked(struct volume *v, size_t want);
 /*
- * Give up a node that cannot be read, with all below it, so that the tree is
- * whole again. Not journaled: for opening, before the first checkpoint.
+ * Give up a node that cannot be read, with all below it but the children that
+ * are given, so that the tree is whole again. Not journaled: for opening, before
+ * the first checkpoint.
  */
-int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block);
+struct lost_child;
+int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block,
+		const struct lost_child *child, size_t children);
 /*
  * Drop clean nodes not used lately until the cache is within its bound: when
  * one is read, and when one is made or written. Not while a path is held.
@@ -475,6 +478,8 @@ int ring_promise(struct volume *v, size_t bytes);
 /* Find the groups to be replayed, and the deltas in them; then apply the rest. */
 int journal_scan(struct volume *v, char *msg, size_t msg_len);
 int journal_apply(struct volume *v);
+/* PUT and DEL items, one behind the other, into the trees: for opening. */
+int items_apply(struct volume *v, const void *items, unsigned count);
 
 /* ---- checkpoint.c, space.c ------------------------------------------------------ */
 

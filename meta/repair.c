@@ -56,8 +56,20 @@ int repair_nodes(struct volume *v)
 
 	for (size_t i = 0; rep && i < rep->losts && r == 0; i++)
 		r = tree_forget(v, rep->lost[i].table, rep->lost[i].level,
-				rep->lost[i].block);
+				rep->lost[i].block, rep->lost[i].child,
+				rep->lost[i].children);
+	for (size_t i = 0; rep && i < rep->losts && r == 0; i++)
+		r = items_apply(v, rep->lost[i].items, rep->lost[i].item_count);
 	return r;
+}
+
+int repair_node_verify(const struct disk_node *d, size_t block_bytes,
+		       uint64_t block)
+{
+	struct ptr self = ptr_get(&d->self);
+
+	self.block = block;
+	return node_verify(d, block_bytes, d->table, d->level, &self, NULL);
 }
 
 int repair_space(struct volume *v)

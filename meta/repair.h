@@ -21,13 +21,30 @@ struct volume_repair {
 	size_t releases;
 	/* Read-only: the trees as they are without the journal. */
 	bool no_replay;
+	/* Read-only: begin at this superblock, though there is a newer one of
+	 * the same salt; what that says is durable (must) has to be there. */
+	const struct disk_super *older;
+	uint64_t must;
 	/* All bitmaps anew: what is claimed is in use, and nothing else. */
 	bool bitmaps_anew;
-	/* Nodes that cannot be read: given up, with all below them. */
+	/*
+	 * Nodes that cannot be read: given up, with all below them but the
+	 * children that were found, by key; before replay. What is known
+	 * otherwise of what was below is put there: JITEM_PUTs, one behind the
+	 * other.
+	 */
 	const struct lost_node {
 		enum table table;
 		unsigned level;
 		uint64_t block;
+		const struct lost_child {
+			struct disk_ptr ptr;
+			uint8_t key[KEY_MAX];	/* not above its first */
+			uint16_t klen;
+		} *child;
+		size_t children;
+		const void *items;
+		unsigned item_count;
 	} *lost;
 	size_t losts;
 };
@@ -37,6 +54,13 @@ struct volume_repair {
 int repair_put(struct txn *t, enum table table, const void *key, size_t klen,
 	       const void *val, size_t vlen);
 int repair_del(struct txn *t, enum table table, const void *key, size_t klen);
+
+/*
+ * A block that says it is a node at `block`: is it whole? 0, -EUCLEAN or
+ * -EBADMSG.
+ */
+int repair_node_verify(const struct disk_node *d, size_t block_bytes,
+		       uint64_t block);
 
 /* The value of an item; -ENOENT. */
 int repair_get(struct volume *v, enum table table, const void *key, size_t klen,

@@ -32,6 +32,7 @@
  * (they would need runs, and space must never fail for being in pieces).
  */
 #include "meta/meta_priv.h"
+#include "meta/repair.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -1548,28 +1549,78 @@ static void forget_locked(struct volume *v, struct tree *tr, struct path *p,
 	}
 }
 
-int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block)
+/* A new node in the lost one's place, of one child so far. */
+static void replace_locked(struct volume *v, struct tree *tr, struct path *p,
+			   unsigned level, const struct lost_child *first)
 {
-	struct tree *tr = &v->trees[t];
-	struct tree_miss miss, bad = {0};
-	struct key k = {0};
-	struct path p;
-	int bad_err = 0, r = find_node(v, t, tr->level, &tr->root, block, &k);
+	struct node *n = node_new(v, tr, level);
 
-	if (r <= 0)
-		return r;
-	r = v->readonly ? 0 : pool_fill(v, TREE_LEVELS, SPEND_CHECKPOINT);
+	tr->nodes--;
+	node_insert(v, n, 0, "", 0, &first->ptr, sizeof(first->ptr));
+	if (level == tr->level) {
+		tr->root = n->self;
+		return;
+	}
+	for (unsigned l = tr->level; l > level; l--)
+		path_open(v, tr, p, l);
+	node_set_child(p->n[level + 1], (unsigned)p->slot[level + 1], &n->self);
+}
+
+/* A child of a node at `level` to where its key belongs. */
+static void adopt_locked(struct volume *v, struct tree *tr, struct path *p,
+			 unsigned level, const struct lost_child *c)
+{
+	for (unsigned l = tr->level + 1; l-- > level;)
+		path_open(v, tr, p, l);
+	insert_at(v, tr, p, level, (unsigned)p->slot[level] + 1, c->key, c->klen,
+		  &c->ptr, sizeof(c->ptr));
+}
+
+/* One step of the below: the node at `level` on the way to `k` goes, or is
+ * replaced by one that has the child, or gets a child more. */
+static int forget_step(struct volume *v, struct tree *tr, const struct key *k,
+		       unsigned level, const struct lost_child *c, bool more)
+{
+	unsigned blocks = 2 * TREE_LEVELS;
+	struct tree_miss miss, bad = {0};
+	int bad_err = 0, r = v->readonly ? 0 :
+				 pool_fill(v, blocks, SPEND_CHECKPOINT);
+	struct path p;
+
 	while (r == 0) {
 		rwlock_write(&v->commit);
-		r = tree_spares_locked(v, TREE_LEVELS);
+		r = tree_spares_locked(v, blocks);
 		if (r == 0)
-			r = descend_above(v, tr, &k, level, &p, &miss);
-		if (r == 0)
+			r = descend_above(v, tr, k, more ? level - 1 : level, &p,
+					  &miss);
+		if (r == 0 && more)
+			adopt_locked(v, tr, &p, level, c);
+		else if (r == 0 && c)
+			replace_locked(v, tr, &p, level, c);
+		else if (r == 0)
 			forget_locked(v, tr, &p, level);
 		rwlock_unlock(&v->commit);
 		if (r != -EAGAIN)
 			break;
 		r = tree_load(v, &miss, &bad, &bad_err);
+	}
+	return r;
+}
+
+int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block,
+		const struct lost_child *child, size_t children)
+{
+	struct tree *tr = &v->trees[t];
+	struct key k = {0};
+	int r = find_node(v, t, tr->level, &tr->root, block, &k);
+
+	if (r <= 0)
+		return r;
+	r = forget_step(v, tr, &k, level, children ? child : NULL, false);
+	for (size_t i = 1; r == 0 && i < children; i++) {
+		k.len = child[i].klen;
+		memcpy(k.b, child[i].key, k.len);
+		r = forget_step(v, tr, &k, level, &child[i], true);
 	}
 	return r;
 }

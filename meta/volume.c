@@ -609,6 +609,8 @@ int volume_open(struct image *im, const struct volume_options *opt,
 		    : super_load_to_write(im, &s, &slot, msg, msg_len);
 	if (r)
 		return r;
+	if (opt->repair && opt->repair->older)
+		s = *opt->repair->older;
 	if (get64(s.blocks) << get32(s.block_shift) > im->bytes) {
 		snprintf(msg, msg_len, "the image was cut short: %llu bytes of %llu",
 			 (unsigned long long)im->bytes,

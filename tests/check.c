@@ -255,10 +255,12 @@ static int on_file(void *ctx, enum table table, const uint8_t *key, size_t klen,
 		if (!len || blk < c->map_next)
 			return bad(c, "map of inode %" PRIu64 " overlaps at %" PRIu64,
 				   ino, blk);
-		if (vlen != sizeof(d) + (get32(d.flags) & MAP_UNWRITTEN ? 0 : 8 * len))
+		if (vlen != sizeof(d) + (get32(d.flags) ? 0 : 8 * len))
 			return bad(c, "map of inode %" PRIu64 " at %" PRIu64
 				   ": %zu bytes for %" PRIu64 " blocks", ino, blk, vlen, len);
 		c->map_next = blk + len;
+		if (get32(d.flags) & MAP_LOST)
+			return 0;
 		c->map_blks += len;
 		return own(c, get64(d.start), len, DATA, ino);
 	}

@@ -261,6 +261,7 @@ static int tables_init(struct fsck *f)
 	uint64_t inodes = get64(f->super.inodes);
 	int ret = blocks_init(&f->owned, f->blocks);
 
+	f->fixeds = volume_fixed(f->v, f->fixed);
 	return ret ? ret : ino_init(&f->inodes, inodes < most ? inodes : most);
 }
 
@@ -536,6 +537,7 @@ int main(int argc, char **argv)
 		status = f.mode == PROBLEM_CHECK ? check(&f) : repair(&f);
 	}
 	forget(&f);
+	free(f.gaps);
 	if (f.im != f.file)
 		image_close(f.im);
 	image_close(f.file);

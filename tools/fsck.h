@@ -121,6 +121,21 @@ struct intent_run {
 	uint64_t ino, from, to;
 };
 
+/* ---- what was lost with a node ---------------------------------------------------- */
+
+/*
+ * A node that cannot be read, and the keys that it may have held: those
+ * between the last item before it and the first behind it.
+ */
+struct gap {
+	enum table table;
+	unsigned level;
+	uint64_t block;
+	bool open;		/* what is behind it is still to come */
+	size_t lo_len, hi_len;	/* 0: there is none */
+	uint8_t lo[KEY_MAX], hi[KEY_MAX];
+};
+
 /* What is to be done once the round is over and the volume open for writing. */
 enum repair_kind {
 	REPAIR_ATTR,		/* set inode `ino`'s field `a` to `b` */
@@ -134,11 +149,13 @@ enum repair_kind {
 	REPAIR_ORPHAN_ADD,
 	REPAIR_ORPHAN_REMOVE,
 	REPAIR_CUT,		/* ino from file block `a` on */
+	REPAIR_LOST_RUN,	/* ino's file blocks `a` to `b` - 1 */
 	REPAIR_XATTR_REMOVE,	/* name of ino */
 	REPAIR_NODE,		/* give up the node of table `ino`, level `a`, block `b` */
 	REPAIR_BITMAPS,		/* all of them anew */
 	REPAIR_SPACE,		/* blocks from `a` on, `b` of them: used or free */
 	REPAIR_ITEM_REMOVE,	/* the item of table `a` whose key is name */
+	REPAIR_ITEM_PUT,	/* name: a key for table `a`, `b` bytes, and its value */
 	REPAIR_REF,		/* blocks `a`, `b` of them, have `ino` references */
 	REPAIR_REPLAY,		/* open for writing and close: no more */
 	REPAIR_SUPER,		/* superblock's field `a` to `b`; see pass1.c */
@@ -199,6 +216,8 @@ struct fsck {
 	unsigned slot;
 	unsigned shift;
 	uint64_t blocks;
+	struct extent fixed[8];		/* blocks of the head, the ring, the backup */
+	unsigned fixeds;
 	uint64_t per_bitmap;		/* blocks a bitmap covers */
 	uint64_t groups;		/* in the journal, after its tail */
 	uint64_t changes;		/* of them, those that change items */
@@ -227,6 +246,8 @@ struct fsck {
 	bool lost[TABLES];		/* of these tables */
 	struct lost_node *gone;		/* nodes that replay must do without */
 	size_t gone_count;
+	struct gap *gaps;		/* of all rounds */
+	size_t gap_count;
 	bool keep_blocks;		/* free none: who owns them is in doubt */
 	bool bitmaps_lost;		/* some cannot be read */
 	struct repairs repairs;
@@ -257,6 +278,9 @@ int repair_later(struct fsck *f, const struct repair *r);
 int repair_all(struct fsck *f);
 int repair_super(struct fsck *f);
 void repairs_fini(struct repairs *r);
+/* Look for what lost nodes held. *found: some of it, which is in lost[] now. */
+int salvage(struct fsck *f, struct lost_node *lost, size_t losts, bool *found);
+void salvage_fini(struct lost_node *lost, size_t losts);
 
 /* ---- helpers of the passes ---------------------------------------------------------- */
 
@@ -272,6 +296,9 @@ const char *table_name(enum table t);
 int fsck_walk(struct fsck *f, enum table t,
 	      int (*item)(struct fsck *f, const uint8_t *key, size_t klen,
 			  const uint8_t *val, size_t vlen));
+struct gap *gap_find(struct fsck *f, const struct lost_node *n);
+/* Which blocks of inode `ino` may have been mapped there; false: none. */
+bool gap_blocks(const struct gap *g, uint64_t ino, uint64_t *from, uint64_t *to);
 /* The item that the walk is at makes no sense: report, and note to remove it. */
 int item_away(struct fsck *f, enum problem_id id, const struct finding *what);
 #define ITEM_AWAY(f, id, ...) item_away(f, id, &(struct finding){__VA_ARGS__})
@@ -328,6 +355,8 @@ struct cur;
 int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 	     size_t vlen);
 int map_end(struct fsck *f, struct cur *c);
+/* Runs that are to be marked as lost; of an inode whose item is lost as well. */
+int map_lost(struct fsck *f, struct cur *c);
 int dirent_item(struct fsck *f, struct cur *c, const char *name, size_t len,
 		const uint8_t *val, size_t vlen);
 int index_item(struct fsck *f, struct cur *c, uint64_t index,
@@ -355,6 +384,10 @@ struct cur {
 	uint64_t map_end, written_end, blks;
 	const struct intent_run *intent;
 	bool beyond;			/* said so once */
+	bool bad;			/* a run that makes no sense, from bad_blk on */
+	uint64_t bad_blk;
+	struct runs bad_runs;		/* file blocks of runs that make no sense */
+	struct runs gap_runs;		/* that nodes were lost of: holes, if not lost */
 	/* directory */
 	uint64_t entries, indexes, entry_sum, index_sum, index_max;
 	const char *foreign;		/* items of another kind of file */

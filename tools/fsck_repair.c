@@ -6,6 +6,10 @@
  * that are owned but free in the bitmap are claimed, blocks in use that nobody
  * owns are freed. What cannot be repaired now (an entry that another repair
  * has removed meanwhile) is left to the next round.
+ *
+ * Lost nodes come before all else: where something of what they held is found
+ * (fsck_salvage.c) it is put back, and nothing else is done in that round, for
+ * most of what it found came of the loss.
  */
 #include "tools/fsck.h"
 
@@ -207,15 +211,19 @@ static int entry_change(struct fsck *f, const struct repair *r)
 
 /* ---- items that belong to nothing ---------------------------------------------------------- */
 
-/* The key is the repair's name. */
-static int item_remove(struct fsck *f, const struct repair *r)
+/* The key is the repair's name; with a value behind it, put that. */
+static int item_change(struct fsck *f, const struct repair *r)
 {
 	struct txn *t;
 	int ret = txn_begin(f->v, TXN_FREEING, &t);
 
 	if (ret)
 		return ret;
-	ret = repair_del(t, (enum table)r->a, r->name, r->name_len);
+	if (r->kind == REPAIR_ITEM_PUT)
+		ret = repair_put(t, (enum table)r->a, r->name, r->b,
+				 r->name + r->b, r->name_len - r->b);
+	else
+		ret = repair_del(t, (enum table)r->a, r->name, r->name_len);
 	if (ret) {
 		txn_abort(t);
 		return ret;
@@ -275,6 +283,41 @@ static int cut(struct fsck *f, const struct repair *r)
 		ret = map_finish(f->v, ip);
 	rwlock_unlock(&ip->lock);
 	inode_put(f->v, ip);
+	return ret;
+}
+
+#define RUNS_AT_ONCE 64u
+
+/* Mark file blocks a .. b - 1 as lost. */
+static int lost_run(struct fsck *f, const struct repair *r)
+{
+	uint64_t blk = r->a;
+	int ret = 0;
+
+	while (!ret && blk < r->b) {
+		struct inode *ip;
+		struct txn *t;
+
+		ret = begin(f, r->ino, &ip, &t);
+		if (ret)
+			return ret;
+		inode_edit(t, ip)->flags |= INODE_LOST;
+		for (unsigned i = 0; !ret && i < RUNS_AT_ONCE && blk < r->b; i++) {
+			uint64_t n = r->b - blk < MAP_BARE_MAX ? r->b - blk :
+								 MAP_BARE_MAX;
+			struct disk_map d = {.birth = f->super.gen,
+					     .len = put32((uint32_t)n),
+					     .flags = put32(MAP_LOST)};
+			struct rawkey k;
+			uint8_t at[8];
+
+			be64_put(at, blk);
+			file_key(&k, r->ino, KEY_MAP, at, sizeof(at));
+			ret = repair_put(t, TABLE_FILES, k.b, k.len, &d, sizeof(d));
+			blk += n;
+		}
+		ret = end(f, ip, t, ret);
+	}
 	return ret;
 }
 
@@ -470,7 +513,10 @@ static int repair_one(struct fsck *f, const struct repair *r)
 	case REPAIR_XATTR_REMOVE:
 		return xattr_drop(f, r);
 	case REPAIR_ITEM_REMOVE:
-		return item_remove(f, r);
+	case REPAIR_ITEM_PUT:
+		return item_change(f, r);
+	case REPAIR_LOST_RUN:
+		return lost_run(f, r);
 	case REPAIR_REF:
 		return ref_set(f, r);
 	case REPAIR_SPACE:
@@ -543,7 +589,9 @@ static struct lost_node *lost_nodes(const struct fsck *f, size_t *count)
 
 		if (r->kind == REPAIR_NODE)
 			v[(*count)++] = (struct lost_node){
-				(enum table)r->ino, (unsigned)r->a, r->b};
+				.table = (enum table)r->ino,
+				.level = (unsigned)r->a,
+				.block = r->b};
 	}
 	return v;
 }
@@ -604,17 +652,20 @@ int repair_all(struct fsck *f)
 	int ret = repair_super(f), closed;
 	struct lost_node *lost;
 	size_t losts;
-	bool wait;
+	bool wait, found = false;
 
 	if (ret || !f->v || only_super(&f->repairs))
 		return ret;
-	ret = space_changes(f, &claim, &release);
 	lost = lost_nodes(f, &losts);
-	if (!lost)
-		ret = -ENOMEM;
+	ret = lost ? salvage(f, lost, losts, &found) : -ENOMEM;
+	if (found)
+		printf("%s: of what lost nodes held some is found, and put back "
+		       "before all else\n", f->path);
+	else if (!ret)
+		ret = space_changes(f, &claim, &release);
 	if (!ret)
 		ret = open_for_repair(f, &claim, &release, lost, losts);
-	free(lost);
+	salvage_fini(lost, losts);
 	free(claim.v);
 	free(release.v);
 	if (ret)
@@ -628,7 +679,8 @@ int repair_all(struct fsck *f)
 
 		if (first != (i < f->repairs.count))
 			continue;
-		if (r->kind == REPAIR_LOST && wait)
+		if ((r->kind == REPAIR_LOST && wait) ||
+		    (found && r->kind != REPAIR_NODE))
 			continue;
 		ret = repair_one(f, r);
 		if (!ret && r->kind != REPAIR_SUPER)

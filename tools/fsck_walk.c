@@ -28,7 +28,13 @@ const char *table_name(enum table t)
 
 bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len)
 {
-	return start && len && len <= f->blocks && start <= f->blocks - len;
+	if (!len || len > f->blocks || start > f->blocks - len)
+		return false;
+	for (unsigned i = 0; i < f->fixeds; i++)
+		if (start < f->fixed[i].start + f->fixed[i].len &&
+		    f->fixed[i].start < start + len)
+			return false;
+	return true;
 }
 
 /* ---- owners ------------------------------------------------------------------- */
@@ -147,22 +153,91 @@ static int walk_node(void *ctx, enum table t, unsigned level, uint64_t block)
 		f->nodes[t]++;
 	if (block >= 1ull << 62)
 		return 0;
-	if (!fsck_in_volume(f, block, 1)) {
-		PROBLEM(P_NODE_PLACE, .name = table_name(t), .blk = block);
-		return 0;
-	}
 	return fsck_own(f, 0, block, 1);
 }
 
+/* ---- what a lost node may have held --------------------------------------------- */
+
+struct gap *gap_find(struct fsck *f, const struct lost_node *n)
+{
+	for (size_t i = 0; i < f->gap_count; i++) {
+		struct gap *g = &f->gaps[i];
+
+		if (g->table == n->table && g->level == n->level &&
+		    g->block == n->block)
+			return g;
+	}
+	return NULL;
+}
+
+static int gap_begin(struct fsck *f, const struct walker *w,
+		     const struct lost_node *n)
+{
+	struct gap *g = gap_find(f, n);
+
+	if (!g) {
+		g = realloc(f->gaps, (f->gap_count + 1) * sizeof(*g));
+		if (!g)
+			return -ENOMEM;
+		f->gaps = g;
+		g += f->gap_count++;
+	}
+	*g = (struct gap){.table = n->table,
+			  .level = n->level,
+			  .block = n->block,
+			  .open = true,
+			  .lo_len = w->any ? w->last_len : 0};
+	memcpy(g->lo, w->last, g->lo_len);
+	return 0;
+}
+
+/* The next item of the table; none, at its end. */
+static void gaps_end(struct fsck *f, const uint8_t *key, size_t klen)
+{
+	for (size_t i = 0; i < f->gap_count; i++) {
+		struct gap *g = &f->gaps[i];
+
+		if (!g->open)
+			continue;
+		g->open = false;
+		g->hi_len = klen <= KEY_MAX ? klen : 0;
+		memcpy(g->hi, key, g->hi_len);
+	}
+}
+
+/* Is the key one of this inode's map (0), or before (-1) or behind those? */
+static int map_side(const uint8_t *key, size_t klen, uint64_t ino)
+{
+	uint64_t of = klen >= 9 ? be64_get(key) : 0;
+
+	if (of != ino)
+		return of < ino ? -1 : 1;
+	if (klen == 17 && key[8] == KEY_MAP)
+		return 0;
+	return key[8] < KEY_MAP ? -1 : 1;
+}
+
+bool gap_blocks(const struct gap *g, uint64_t ino, uint64_t *from, uint64_t *to)
+{
+	int lo = g->lo_len ? map_side(g->lo, g->lo_len, ino) : -1;
+	int hi = g->hi_len ? map_side(g->hi, g->hi_len, ino) : 1;
+
+	if (g->table != TABLE_FILES || lo > 0 || hi < 0)
+		return false;
+	*from = lo ? 0 : be64_get(g->lo + 9);
+	*to = hi ? UINT64_MAX : be64_get(g->hi + 9);
+	return true;
+}
+
 /* Noted while the trees are looked at without the journal. */
-static int note_gone(struct fsck *f, enum table t, unsigned level, uint64_t block)
+static int note_gone(struct fsck *f, const struct lost_node *n)
 {
 	struct lost_node *p = realloc(f->gone, (f->gone_count + 1) * sizeof(*p));
 
 	if (!p)
 		return -ENOMEM;
 	f->gone = p;
-	p[f->gone_count++] = (struct lost_node){t, level, block};
+	p[f->gone_count++] = *n;
 	return 0;
 }
 
@@ -170,7 +245,7 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 		    const char *what)
 {
 	struct walker *w = ctx;
-
+	struct lost_node n = {.table = t, .level = level, .block = block};
 	struct repair r = {.kind = t == TABLE_SPACE ? REPAIR_BITMAPS : REPAIR_NODE,
 			   .id = P_NODE_BAD,
 			   .ino = t,
@@ -183,7 +258,7 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 		return -ENOMEM;
 	w->f->incomplete = true;
 	w->f->lost[t] = true;
-	if (!w->item && note_gone(w->f, t, level, block))
+	if (gap_begin(w->f, w, &n) || (!w->item && note_gone(w->f, &n)))
 		return -ENOMEM;
 	/* Whatever it holds, its block is taken; where all bitmaps are to be
 	 * made anew it is not. */
@@ -208,6 +283,7 @@ static int walk_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 		w->last_len = klen;
 		w->any = true;
 	}
+	gaps_end(f, key, klen);
 	f->table = t;
 	f->key = key;
 	f->klen = klen;
@@ -234,6 +310,7 @@ int fsck_walk(struct fsck *f, enum table t,
 	w->of = get64(f->super.root[t].items);
 	walk.ctx = w;
 	ret = volume_walk(f->v, t, &walk);
+	gaps_end(f, NULL, 0);
 	free(w);
 	cli_progress_end();
 	return ret;

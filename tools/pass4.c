@@ -20,7 +20,7 @@
 
 #define KNOWN_FLAGS                                                            \
 	(INODE_IMMUTABLE | INODE_APPEND | INODE_NODUMP | INODE_NOATIME |       \
-	 INODE_SYNC | INODE_DIRSYNC | INODE_SHARED)
+	 INODE_SYNC | INODE_DIRSYNC | INODE_SHARED | INODE_LOST)
 
 static struct cur cur;
 
@@ -293,6 +293,7 @@ static int inode_lost(struct fsck *f)
 			   .ino = cur.ino};
 	uint8_t type = rec && rec->links ? rec->entry_type : DT_REG;
 	const char *what = "an xattr";
+	int ret;
 
 	f->look_again = true;
 	if (cur.entries || cur.indexes) {
@@ -322,7 +323,8 @@ static int inode_lost(struct fsck *f)
 	if (!rec)
 		return -ENOMEM;
 	rec->remade = true;
-	return repair_later(f, &r);
+	ret = repair_later(f, &r);
+	return ret ? ret : map_lost(f, &cur);
 }
 
 static int inode_end(struct fsck *f)

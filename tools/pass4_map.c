@@ -2,6 +2,11 @@
 /*
  * Pass 4, extent maps: runs in order and within the volume, a checksum for each
  * written block, the count of blocks; with -c the data themselves.
+ *
+ * What a map no longer tells must not read as a hole. Where a run makes no
+ * sense, and where a node was lost that may have held runs of this file, the
+ * blocks are marked as lost: reading them fails. The latter only in a file
+ * that lacks blocks, by its own count, or had lost runs there before.
  */
 #include "tools/fsck.h"
 
@@ -44,12 +49,17 @@ static int verify_data(struct fsck *f, struct cur *c, uint64_t blk,
 	return 0;
 }
 
-/* Where a file ends, in blocks: nothing beyond is written, but what an intent
- * is about to unmap. */
+/* Where a file ends, in blocks. */
+static uint64_t file_end(const struct fsck *f, const struct cur *c)
+{
+	return (c->a.size >> f->shift) +
+	       ((c->a.size & ((1ull << f->shift) - 1)) != 0);
+}
+
+/* Nothing beyond its end is written, but what an intent is about to unmap. */
 static int check_beyond(struct fsck *f, struct cur *c, uint64_t blk, uint32_t len)
 {
-	uint64_t end = (c->a.size >> f->shift) +
-		       ((c->a.size & ((1ull << f->shift) - 1)) != 0);
+	uint64_t end = file_end(f, c);
 	struct repair r = {.kind = REPAIR_CUT,
 			   .id = P_MAP_BEYOND,
 			   .ino = c->ino,
@@ -69,17 +79,130 @@ static int check_beyond(struct fsck *f, struct cur *c, uint64_t blk, uint32_t le
 static const char *run_wrong(const struct disk_map *m, size_t vlen)
 {
 	uint32_t len = get32(m->len), flags = get32(m->flags);
-	bool unwritten = flags & MAP_UNWRITTEN;
 
-	if (flags & ~MAP_UNWRITTEN)
+	if (flags & ~(MAP_UNWRITTEN | MAP_LOST) ||
+	    flags == (MAP_UNWRITTEN | MAP_LOST))
 		return "unknown flags";
 	if (!len)
 		return "it is empty";
-	if (len > (unwritten ? MAP_UNWRITTEN_MAX : MAP_MAX))
+	if (len > (flags ? MAP_BARE_MAX : MAP_MAX))
 		return "it is too long";
-	if (vlen != sizeof(*m) + (unwritten ? 0 : len * sizeof(le64)))
+	if (vlen != sizeof(*m) + (flags ? 0 : len * sizeof(le64)))
 		return "its checksums are not as many as its blocks";
+	if (flags & MAP_LOST && get64(m->start))
+		return "it is lost, and has a place";
 	return NULL;
+}
+
+/* ---- what is lost ------------------------------------------------------------- */
+
+/* [from, to) is a hole: or was there something that went with a node? */
+static int hole(struct fsck *f, struct cur *c, uint64_t from, uint64_t to)
+{
+	bool bad = c->bad;
+	int ret = 0;
+
+	c->bad = false;
+	if (bad)
+		return c->bad_blk < to ? runs_add(&c->bad_runs, c->bad_blk,
+						  to - c->bad_blk) : 0;
+	for (size_t i = 0; !ret && i < f->gap_count; i++) {
+		uint64_t lo, hi;
+
+		if (!gap_blocks(&f->gaps[i], c->ino, &lo, &hi))
+			continue;
+		lo = lo > from ? lo : from;
+		hi = hi < to ? hi : to;
+		if (lo < hi)
+			ret = runs_add(&c->gap_runs, lo, hi - lo);
+	}
+	return ret;
+}
+
+static int mark_lost(struct fsck *f, struct cur *c, enum problem_id id,
+		     const struct extent *e)
+{
+	struct repair r = {.kind = REPAIR_LOST_RUN,
+			   .id = id,
+			   .ino = c->ino,
+			   .a = e->start,
+			   .b = e->start + e->len};
+
+	return repair_later(f, &r);
+}
+
+int map_lost(struct fsck *f, struct cur *c)
+{
+	bool lacks = !c->seen || c->a.blks != c->blks || c->a.flags & INODE_LOST;
+	int ret = c->seen ? hole(f, c, c->map_end, file_end(f, c)) : 0;
+
+	for (size_t i = 0; !ret && i < c->bad_runs.count; i++)
+		ret = mark_lost(f, c, P_MAP_RUN, &c->bad_runs.v[i]);
+	for (size_t i = 0; !ret && lacks && i < c->gap_runs.count; i++) {
+		const struct extent *e = &c->gap_runs.v[i];
+
+		if (PROBLEM(P_MAP_LOST, .ino = c->ino, .is = e->start,
+			    .want = e->start + e->len - 1))
+			ret = mark_lost(f, c, P_MAP_LOST, e);
+	}
+	free(c->bad_runs.v);
+	free(c->gap_runs.v);
+	c->bad_runs = c->gap_runs = (struct runs){0};
+	return ret;
+}
+
+#define NOT_KNOWN UINT64_MAX
+
+/*
+ * A run that makes no sense goes, and what it alone held, from `from` on, is
+ * lost: to where it ended or, if that is not known, all up to the next one.
+ */
+static int run_away(struct fsck *f, struct cur *c, enum problem_id id,
+		    uint64_t from, uint64_t to, const struct finding *what)
+{
+	struct repair r = {.kind = REPAIR_ITEM_REMOVE,
+			   .id = id,
+			   .a = TABLE_FILES,
+			   .name = (char *)f->key,
+			   .name_len = (uint16_t)f->klen};
+
+	if (!problem(id, what))
+		return 0;
+	if (to == NOT_KNOWN) {
+		c->bad = true;
+		c->bad_blk = from;
+	} else if (to > from && runs_add(&c->bad_runs, from, to - from)) {
+		return -ENOMEM;
+	}
+	return repair_later(f, &r);
+}
+
+#define RUN_AWAY(id, to, ...)                                                  \
+	run_away(f, c, id, from, to,                                           \
+		 &(struct finding){.ino = c->ino, .is = blk, __VA_ARGS__})
+
+/* It is from a generation that is still to come: the newest there is, then. */
+static int run_birth(struct fsck *f, struct cur *c, uint64_t blk,
+		     const struct disk_map *m, const uint8_t *val, size_t vlen)
+{
+	uint8_t item[KEY_MAX + VALUE_MAX];
+	struct disk_map now = *m;
+	struct repair r = {.kind = REPAIR_ITEM_PUT,
+			   .id = P_MAP_BIRTH,
+			   .a = TABLE_FILES,
+			   .b = f->klen,
+			   .name = (char *)item,
+			   .name_len = (uint16_t)(f->klen + vlen)};
+
+	/* what replay made is of the generation that the next checkpoint ends */
+	if (get64(m->birth) <= get64(f->super.gen) + 1 ||
+	    !PROBLEM(P_MAP_BIRTH, .ino = c->ino, .is = blk, .want = get64(m->birth)))
+		return 0;
+	now.birth = f->super.gen;
+	memcpy(item, f->key, f->klen);
+	memcpy(item + f->klen, val, vlen);
+	memcpy(item + f->klen, &now, sizeof(now));
+	return repair_later(f, &r);
 }
 
 int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
@@ -87,13 +210,16 @@ int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 {
 	struct disk_map m;
 	const char *why;
-	uint64_t start;
+	uint64_t start, end, from = blk > c->map_end ? blk : c->map_end, lost;
 	uint32_t len;
-	int ret;
+	int ret = hole(f, c, c->map_end, blk);
 
+	if (ret)
+		return ret;
 	if (vlen < sizeof(m)) {
-		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_FILES),
-				 .ino = c->ino, .what = "a run of a map");
+		return RUN_AWAY(P_VALUE_FORM, NOT_KNOWN,
+				.name = table_name(TABLE_FILES),
+				.what = "a run of a map");
 	}
 	memcpy(&m, val, sizeof(m));
 	start = get64(m.start);
@@ -101,29 +227,28 @@ int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 	why = run_wrong(&m, vlen);
 	if (!why && blk > UINT64_MAX - len)
 		why = "it ends beyond all files";
-	if (why) {
-		PROBLEM(P_MAP_RUN, .ino = c->ino, .is = blk, .what = why);
-		return 0;
-	}
+	if (why)
+		return RUN_AWAY(P_MAP_RUN, NOT_KNOWN, .what = why);
+	end = blk + len;
+	/* what was never written is no loss */
+	lost = get32(m.flags) & MAP_UNWRITTEN ? from : end;
 	if (blk < c->map_end) {
-		PROBLEM(P_MAP_ORDER, .ino = c->ino, .is = blk);
+		ret = RUN_AWAY(P_MAP_ORDER, lost);
 		f->keep_blocks = true;	/* cutting such a map is a guess */
 	}
-	if (blk + len > c->map_end)
-		c->map_end = blk + len;
+	if (end > c->map_end)
+		c->map_end = end;
 	if (!(get32(m.flags) & MAP_UNWRITTEN))
 		c->written_end = c->map_end;
+	if (!ret && get32(m.flags) & MAP_LOST)
+		return check_beyond(f, c, blk, len);
 	c->blks += len;
-	if (!fsck_in_volume(f, start, len)) {
-		PROBLEM(P_MAP_PLACE, .ino = c->ino, .is = blk, .blk = start,
-			.len = len);
-		return 0;
-	}
-	/* what replay made is of the generation that the next checkpoint ends */
-	if (get64(m.birth) > get64(f->super.gen) + 1)
-		PROBLEM(P_MAP_BIRTH, .ino = c->ino, .is = blk,
-			.want = get64(m.birth));
-	ret = fsck_own(f, c->ino, start, len);
+	if (!ret && !fsck_in_volume(f, start, len))
+		return RUN_AWAY(P_MAP_PLACE, lost, .blk = start, .len = len);
+	if (!ret)
+		ret = run_birth(f, c, blk, &m, val, vlen);
+	if (!ret)
+		ret = fsck_own(f, c->ino, start, len);
 	if (ret || get32(m.flags) & MAP_UNWRITTEN)
 		return ret;
 	ret = check_beyond(f, c, blk, len);
@@ -139,9 +264,10 @@ int map_end(struct fsck *f, struct cur *c)
 			   .ino = c->ino,
 			   .a = FIELD_BLKS,
 			   .b = c->blks};
+	int ret = map_lost(f, c);
 
-	if (c->a.blks == c->blks)
-		return 0;
+	if (ret || c->a.blks == c->blks)
+		return ret;
 	if (PROBLEM(P_INODE_BLKS, .ino = c->ino, .is = c->a.blks,
 		    .want = c->blks))
 		return repair_later(f, &r);

@@ -104,12 +104,10 @@ static int space_item(struct fsck *f, const uint8_t *key, size_t klen,
 
 static int own_fixed(struct fsck *f)
 {
-	struct extent fixed[8];
-	unsigned n = volume_fixed(f->v, fixed);
 	int ret = 0;
 
-	for (unsigned i = 0; !ret && i < n; i++)
-		ret = fsck_own(f, 0, fixed[i].start, fixed[i].len);
+	for (unsigned i = 0; !ret && i < f->fixeds; i++)
+		ret = fsck_own(f, 0, f->fixed[i].start, f->fixed[i].len);
 	return ret;
 }
 

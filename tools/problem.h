@@ -33,7 +33,6 @@ enum problem_id {
 	P_JOURNAL_CLEAN,
 	/* trees */
 	P_NODE_BAD,
-	P_NODE_PLACE,
 	P_KEY_ORDER,
 	P_KEY_FORM,
 	P_VALUE_FORM,
@@ -71,6 +70,7 @@ enum problem_id {
 	P_MAP_PLACE,
 	P_MAP_BEYOND,
 	P_MAP_BIRTH,
+	P_MAP_LOST,
 	P_DATA_BAD,
 	P_DATA_READ,
 	/* xattrs, symlinks */

@@ -52,10 +52,13 @@ static const char scrub_usage[] =
 "Exit status: 0 all is well, 4 something is damaged, 8 could not scrub, 16 usage,\n"
 "32 cancelled; or a sum of these.\n";
 
+/* Why a file's blocks do not read as what was written. Kept in state files. */
+enum harm { WRONG, UNREADABLE, LOST };
+
 /* Blocks of a file that are not what was written. */
 struct damage {
 	uint64_t ino, blk, len;
-	bool unreadable;
+	enum harm harm;
 	uint64_t dir;		/* of its first name; 0: not known */
 	char *name;
 };
@@ -139,7 +142,7 @@ static int state_save(struct scrub *s)
 	for (size_t i = 0; i < s->bads; i++)
 		fprintf(f, "bad %" PRIu64 " %" PRIu64 " %" PRIu64 " %d\n",
 			s->bad[i].ino, s->bad[i].blk, s->bad[i].len,
-			s->bad[i].unreadable);
+			(int)s->bad[i].harm);
 	ret = fflush(f) || fsync(fileno(f)) ? -errno : 0;
 	if (fclose(f) && !ret)
 		ret = -errno;
@@ -156,7 +159,7 @@ static size_t get_hex(const char *text, uint8_t *b, size_t room)
 }
 
 static int damage_add(struct scrub *s, uint64_t ino, uint64_t blk, uint64_t len,
-		      bool unreadable)
+		      enum harm harm)
 {
 	struct damage *d = s->bads ? &s->bad[s->bads - 1] : NULL;
 
@@ -164,7 +167,7 @@ static int damage_add(struct scrub *s, uint64_t ino, uint64_t blk, uint64_t len,
 	if (d && d->ino == ino && d->blk <= blk && blk < d->blk + d->len)
 		return 0;
 	if (d && d->ino == ino && d->blk + d->len == blk &&
-	    d->unreadable == unreadable) {
+	    d->harm == harm) {
 		d->len += len;
 		return 0;
 	}
@@ -178,20 +181,21 @@ static int damage_add(struct scrub *s, uint64_t ino, uint64_t blk, uint64_t len,
 		s->room = room;
 	}
 	s->bad[s->bads++] = (struct damage){
-		.ino = ino, .blk = blk, .len = len, .unreadable = unreadable};
+		.ino = ino, .blk = blk, .len = len, .harm = harm};
 	return 0;
 }
 
 static int state_line(struct scrub *s, const char *line)
 {
 	uint64_t ino, blk, len;
-	int unreadable;
+	int harm;
 
 	if (!strncmp(line, "key ", 4))
 		s->klen = get_hex(line + 4, s->key, sizeof(s->key));
 	else if (sscanf(line, "bad %" SCNu64 " %" SCNu64 " %" SCNu64 " %d", &ino,
-			&blk, &len, &unreadable) == 4)
-		return damage_add(s, ino, blk, len, unreadable);
+			&blk, &len, &harm) == 4)
+		return harm < 0 || harm > LOST ? -EINVAL :
+			       damage_add(s, ino, blk, len, (enum harm)harm);
 	else if (sscanf(line, "phase %u", &s->phase) != 1 &&
 		 sscanf(line, "done %" SCNu64, &s->done) != 1 &&
 		 sscanf(line, "other %" SCNu64, &s->other) != 1)
@@ -411,14 +415,14 @@ static int see_bitmap(struct scrub *s, const uint8_t *val, size_t vlen)
 
 /* Blocks of a run from `i` on that are alike good or bad; *bad says which. */
 static int see_block(struct scrub *s, uint64_t start, const uint8_t *sum,
-		     uint8_t *buf, bool again, bool *bad, bool *unreadable)
+		     uint8_t *buf, bool again, bool *bad, enum harm *harm)
 {
 	size_t size = (size_t)1 << s->shift;
 	le64 want;
 
 	memcpy(&want, sum, sizeof(want));
-	*unreadable = again && volume_blocks(s->v, start, 1, buf);
-	*bad = *unreadable || checksum(buf, size) != get64(want);
+	*harm = again && volume_blocks(s->v, start, 1, buf) ? UNREADABLE : WRONG;
+	*bad = *harm == UNREADABLE || checksum(buf, size) != get64(want);
 	return *bad && moved(s) ? WALK_MOVED : 0;
 }
 
@@ -435,19 +439,22 @@ static int see_run(struct scrub *s, uint64_t ino, uint64_t blk,
 		return 0;	/* structures are fsck's */
 	memcpy(&m, val, sizeof(m));
 	len = get32(m.len);
-	if (get32(m.flags) & MAP_UNWRITTEN || len > MAP_MAX ||
+	if (get32(m.flags) == MAP_LOST)
+		return damage_add(s, ino, blk, len, LOST);
+	if (get32(m.flags) || len > MAP_MAX ||
 	    vlen != sizeof(m) + len * sizeof(le64) ||
 	    get64(m.start) >= s->blocks || len > s->blocks - get64(m.start))
 		return 0;
 	failed = volume_blocks(s->v, get64(m.start), len, s->buf);
 	for (uint32_t i = 0; !ret && i < len; i++) {
-		bool bad, unreadable;
+		enum harm harm;
+		bool bad;
 
 		ret = see_block(s, get64(m.start) + i,
 				val + sizeof(m) + i * sizeof(le64),
-				s->buf + i * size, failed, &bad, &unreadable);
+				s->buf + i * size, failed, &bad, &harm);
 		if (!ret && bad)
-			ret = damage_add(s, ino, blk + i, 1, unreadable);
+			ret = damage_add(s, ino, blk + i, 1, harm);
 	}
 	return ret ? ret : tick(s, len * size);
 }
@@ -594,6 +601,10 @@ static void report_files(struct scrub *s)
 	(void)volume_walk(s->v, TABLE_FILES, &w);
 	cli_progress_end();
 	for (size_t i = 0; i < s->bads; i++) {
+		static const char *const harms[] = {
+			[WRONG] = "are not what was written",
+			[UNREADABLE] = "cannot be read",
+			[LOST] = "were lost with their map"};
 		struct damage *d = &s->bad[i];
 
 		if (d->dir && put_dir(s, d->dir, 0))
@@ -602,8 +613,7 @@ static void report_files(struct scrub *s)
 			printf("%s: inode %" PRIu64, s->image, d->ino);
 		printf(": %" PRIu64 " bytes from offset %" PRIu64 " %s\n",
 		       d->len << s->shift, d->blk << s->shift,
-		       d->unreadable ? "cannot be read" :
-				       "are not what was written");
+		       harms[d->harm]);
 	}
 }
 

@@ -25,7 +25,7 @@
  *   claim START LEN                  in use in the bitmap; claim-free LEN: some
  *                                    that is free
  *   release PATH BLK                 free in the bitmap
- *   node TABLE LEVEL N               spoil the Nth node of a level
+ *   node TABLE LEVEL N               spoil the Nth node of a level (or `last')
  *   child TABLE N BLOCK              let the Nth pointer of the lowest inner node
  *                                    lead to another block
  *   bitmap N                         spoil a bitmap
@@ -39,9 +39,17 @@
  *                                    nodesT itemsT shift version
  *                                    compat ro_compat incompat; 'spoil'
  *   group N                          spoil the Nth group of the journal
+ *   scatter PATH N                   a file of every second of 2 N blocks
  *   dirty N                          N small transactions, durable, and a crash
+ *   busy N                           twice N files and a checkpoint; a crash
  *   truncate BYTES                   of the image
- *   has PATH                         breaks nothing: fails if it is not there
+ *
+ * These break nothing, but fail if it is not so, or print:
+ *
+ *   has PATH                         it is there
+ *   reads PATH BLK                   the block can be read
+ *   lost PATH BLK                    reading it is refused
+ *   digest                           of all items of the files
  *
  * Numbers take 0x. A field's VALUE may be +N or -N, or @PATH, an inode's number.
  */
@@ -587,11 +595,22 @@ static int find_node(void *ctx, enum table t, unsigned level, uint64_t block)
 	return 1;
 }
 
-static void spoil_node(enum table t, unsigned level, unsigned n)
+/* How many more nodes than n there are at the level. */
+static unsigned nodes_beyond(enum table t, unsigned level, unsigned n)
 {
-	struct search s = {.level = level, .n = n};
+	struct search s = {.level = level, .n = UINT32_MAX};
 	struct walk w = {.ctx = &s, .node = find_node};
 
+	must("walk", volume_walk(v, t, &w));
+	return UINT32_MAX - s.n - 1 - n;
+}
+
+static void spoil_node(enum table t, unsigned level, const char *n)
+{
+	struct search s = {.level = level};
+	struct walk w = {.ctx = &s, .node = find_node};
+
+	s.n = strcmp(n, "last") ? (unsigned)number(n) : nodes_beyond(t, level, 0);
 	if (volume_walk(v, t, &w) != 1)
 		die("no such node", ENOENT);
 	spoil((s.block << volume_block_shift(v)) + 1000);
@@ -823,6 +842,22 @@ static void make_dirty(unsigned n)
 	image_close(im);
 }
 
+static void make_busy(unsigned n)
+{
+	static const struct volume_repair none;
+	char name[32];
+
+	open_with(&none, false);
+	for (unsigned i = 0; i < 2 * n; i++) {
+		snprintf(name, sizeof(name), "busy%u", i);
+		add(ROOT_INO, name, S_IFREG | 0644, NULL);
+		if ((i + 1) % n == 0)
+			must("checkpoint", volume_checkpoint(v));
+	}
+	volume_abandon(v);
+	image_close(im);
+}
+
 static uint64_t free_run(uint64_t len)
 {
 	struct extent e;
@@ -888,6 +923,13 @@ static bool item_command(const char *c, int n, char **a)
 				 i);
 			add(dir, name, S_IFREG | 0644, NULL);
 		}
+	} else if (!strcmp(c, "scatter") && n == 2) {
+		struct inode *ip;
+
+		add(ROOT_INO, a[0] + 1, S_IFREG | 0644, &ip);
+		for (unsigned i = 0; i < number(a[1]); i++)
+			fill(ip, 2 * i, 1, i);
+		done(ip);
 	} else if (!strcmp(c, "inode") && n == 3) {
 		inode_field(ino_of(a[0]), a[1], a[2]);
 	} else if (!strcmp(c, "inode-del") && n == 1) {
@@ -972,12 +1014,55 @@ static bool item_command(const char *c, int n, char **a)
 	return true;
 }
 
+/* ---- looking ---------------------------------------------------------------------------- */
+
+static int read_block(uint64_t ino, uint64_t blk)
+{
+	void *buf = malloc((size_t)1 << volume_block_shift(v));
+	struct inode *ip;
+	int ret;
+
+	must("inode", inode_get(v, ino, &ip));
+	rwlock_read(&ip->lock);
+	ret = map_read(v, ip, blk, 1, buf);
+	rwlock_unlock(&ip->lock);
+	inode_put(v, ip);
+	free(buf);
+	return ret;
+}
+
+static int add_to_digest(void *ctx, enum table t, const uint8_t *key, size_t klen,
+			 const uint8_t *val, size_t vlen)
+{
+	uint64_t *sum = ctx, all[3] = {*sum, checksum(key, klen), checksum(val, vlen)};
+
+	(void)t;
+	*sum = checksum(all, sizeof(all));
+	return 0;
+}
+
+static int fail_digest(void *ctx, enum table t, unsigned level, uint64_t block,
+		       const char *what)
+{
+	(void)ctx, (void)t, (void)level, (void)block;
+	die(what, EUCLEAN);
+	return 1;
+}
+
+static void print_digest(void)
+{
+	uint64_t sum = 0;
+	struct walk w = {.ctx = &sum, .item = add_to_digest, .bad = fail_digest};
+
+	must("walk", volume_walk(v, TABLE_FILES, &w));
+	printf("%016" PRIx64 "\n", sum);
+}
+
 /* Those that find something in the volume, then change bytes of the image. */
 static bool raw_command(const char *c, int n, char **a)
 {
 	if (!strcmp(c, "node") && n == 3)
-		spoil_node((enum table)number(a[0]), (unsigned)number(a[1]),
-			   (unsigned)number(a[2]));
+		spoil_node((enum table)number(a[0]), (unsigned)number(a[1]), a[2]);
 	else if (!strcmp(c, "child") && n == 3)
 		set_child((enum table)number(a[0]), (unsigned)number(a[1]),
 			  number(a[2]));
@@ -987,6 +1072,13 @@ static bool raw_command(const char *c, int n, char **a)
 		space_field(number(a[0]), a[1], a[2]);
 	else if (!strcmp(c, "has") && n == 1)
 		ino_of(a[0]);
+	else if (!strcmp(c, "reads") && n == 2)
+		must("read", read_block(ino_of(a[0]), number(a[1])));
+	else if (!strcmp(c, "lost") && n == 2)
+		must("it can be read",
+		     read_block(ino_of(a[0]), number(a[1])) != -EBADMSG);
+	else if (!strcmp(c, "digest") && n == 0)
+		print_digest();
 	else if (!strcmp(c, "fuzz") && n == 1)
 		fuzz(number(a[0]));
 	else if (!strcmp(c, "data") && n == 2)
@@ -1029,6 +1121,10 @@ int main(int argc, char **argv)
 	argc -= 3;
 	if (!strcmp(c, "dirty") && argc == 1) {
 		make_dirty((unsigned)number(argv[0]));
+		return 0;
+	}
+	if (!strcmp(c, "busy") && argc == 1) {
+		make_busy((unsigned)number(argv[0]));
 		return 0;
 	}
 	if (!strcmp(c, "claim-free") && argc == 1) {

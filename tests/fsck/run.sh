@@ -5,6 +5,9 @@
 #   finds CODE...        what fsck -fn has to find, no more and no less
 #   repaired_by p|y|none who repairs it: -p, only -y, or nothing here
 #   keeps PATH...        what must be there after a repair
+#   remembers            after a repair all is as it is now, to the last item
+#   reads PATH BLK       after a repair this block can be read,
+#   loses PATH BLK       or is refused
 #
 # Checking must change nothing and exit with 4. After a repair, which exits with
 # 1, a second run must find nothing. What -p must not repair it leaves alone.
@@ -13,13 +16,17 @@
 . "$(dirname "$0")/lib.sh"
 case=$(cd "$1" && pwd)
 image=$work/image
-want='' want_status=4 by=none data='' keep=''
+want='' want_status=4 by=none data='' keep='' digest=''
+looks=()
 
 damage() { "$damage" "$image" "$@"; }
 finds() { want=$*; }
 notes() { want=$* want_status=0; }
 repaired_by() { by=$1; }
 keeps() { keep=$*; }
+remembers() { digest=$(damage digest); }
+reads() { looks+=("reads $*"); }
+loses() { looks+=("lost $*"); }
 with_data() { data=-c; }
 size() { "$bin/mkfs.spaceweave" -qf "$@"; }
 
@@ -74,6 +81,11 @@ none)
 esac
 for path in $keep; do
 	damage has "$path" || fail "$path is gone"
+done
+[ -z "$digest" ] || [ "$digest" = "$(damage digest)" ] || fail "not all is as it was"
+for look in "${looks[@]}"; do
+	# shellcheck disable=SC2086 # words of its own
+	damage $look 2>"$work/look" || { cat "$work/look"; fail "not so: $look"; }
 done
 
 # A repair can be taken back, to the last byte.

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * What lost nodes held, from elsewhere.
+ *
+ *   1. An inner node holds nothing but pointers. The nodes they led to still
+ *      stand in the image, and the bitmaps know them as in use; nobody owns
+ *      them, now that the way to them is lost. What is in use, has no owner,
+ *      and is a whole node of the level below, with keys that the lost one may
+ *      have held, is its child: what it replaced is free in the bitmaps.
+ *   2. The other superblock leads to the tree of the checkpoint before, and its
+ *      journal from there on. If both are still whole, their state is the state
+ *      now; so what the lost node would hold is there, unless it was the same
+ *      node already, or has been written over since.
+ *
+ * Nothing is put back that is merely old.
+ */
+#include "tools/fsck.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define PIECE_BLOCKS 256u
+
+struct search {
+	struct fsck *f;
+	struct lost_node *lost;
+	size_t losts;
+	size_t size;			/* of a block */
+	uint8_t *piece;			/* blocks that stand behind each other */
+	struct disk_node *node;		/* on the way down */
+	/* of the older tree */
+	struct lost_node *of;		/* whose items are collected */
+	const struct gap *gap;
+	size_t bytes, room;		/* of its items */
+};
+
+static int key_cmp(const void *a, size_t alen, const void *b, size_t blen)
+{
+	int c = memcmp(a, b, alen < blen ? alen : blen);
+
+	return c ? c : (alen > blen) - (alen < blen);
+}
+
+static bool before(const struct gap *g, const uint8_t *key, size_t klen)
+{
+	return g->lo_len && key_cmp(key, klen, g->lo, g->lo_len) <= 0;
+}
+
+static bool behind(const struct gap *g, const uint8_t *key, size_t klen)
+{
+	return g->hi_len && key_cmp(key, klen, g->hi, g->hi_len) >= 0;
+}
+
+/* ---- children of inner nodes ----------------------------------------------------- */
+
+static const uint8_t *item_at(const struct disk_node *d, unsigned i,
+			      struct disk_item *it)
+{
+	const uint8_t *at = (const uint8_t *)d + get16(((const le16 *)(d + 1))[i]);
+
+	memcpy(it, at, sizeof(*it));
+	return at + sizeof(*it);
+}
+
+/*
+ * The lowest key below a node. Above the leaves a first key may be lower, or
+ * higher, than all there is, so the way goes down to a leaf.
+ */
+static int lowest_key(struct search *s, const struct disk_node *top,
+		      struct lost_child *c)
+{
+	struct disk_node *d = s->node;
+	const uint8_t *key;
+	struct disk_item it;
+	struct disk_ptr p;
+
+	memcpy(d, top, s->size);
+	for (unsigned level = d->level; level; level--) {
+		uint64_t block;
+		int ret;
+
+		key = item_at(d, 0, &it);
+		memcpy(&p, key + get16(it.klen), sizeof(p));
+		block = get64(p.block);
+		if (!fsck_in_volume(s->f, block, 1))
+			return -EUCLEAN;
+		ret = image_pread(s->f->im, d, s->size, block << s->f->shift);
+		if (!ret)
+			ret = repair_node_verify(d, s->size, block);
+		if (ret)
+			return ret;
+		if (memcmp(&d->self, &p, sizeof(p)) || d->level != level - 1 ||
+		    d->table != top->table)
+			return -EUCLEAN;
+	}
+	if (!get16(d->count))
+		return -EUCLEAN;
+	key = item_at(d, 0, &it);
+	c->klen = get16(it.klen);
+	memcpy(c->key, key, c->klen);
+	return 0;
+}
+
+static int child_add(struct lost_node *n, const struct lost_child *c)
+{
+	/* room doubles: a power of two of children means that it is full */
+	if (!(n->children & (n->children - 1))) {
+		void *v = realloc((void *)n->child, (n->children ? n->children * 2 : 1) *
+							    sizeof(*c));
+
+		if (!v)
+			return -ENOMEM;
+		n->child = v;
+	}
+	((struct lost_child *)n->child)[n->children++] = *c;
+	return 0;
+}
+
+/* A block that is in use and has no owner: whose child is it? */
+static int look_at(struct search *s, uint64_t block, const struct disk_node *d)
+{
+	struct lost_child c = {.ptr = d->self};
+	struct disk_item it;
+	const uint8_t *last;
+
+	if (get32(d->magic) != NODE_MAGIC || !get16(d->count) ||
+	    repair_node_verify(d, s->size, block) || lowest_key(s, d, &c))
+		return 0;
+	last = item_at(d, get16(d->count) - 1u, &it);
+	for (size_t i = 0; i < s->losts; i++) {
+		struct lost_node *n = &s->lost[i];
+		const struct gap *g = gap_find(s->f, n);
+
+		if (g && n->table == d->table && n->level == d->level + 1u &&
+		    !before(g, c.key, c.klen) && !behind(g, c.key, c.klen) &&
+		    !behind(g, last, get16(it.klen)))
+			return child_add(n, &c);
+	}
+	return 0;
+}
+
+/* Blocks start .. start + n. */
+static int look_at_run(struct search *s, uint64_t start, uint64_t n)
+{
+	int ret = 0;
+
+	while (!ret && n) {
+		uint64_t now = n < PIECE_BLOCKS ? n : PIECE_BLOCKS;
+
+		/* what cannot be read holds nothing for us */
+		if (image_pread(s->f->im, s->piece, now * s->size,
+				start << s->f->shift))
+			memset(s->piece, 0, now * s->size);
+		for (uint64_t i = 0; !ret && i < now; i++)
+			ret = look_at(s, start + i, (void *)(s->piece + i * s->size));
+		start += now;
+		n -= now;
+	}
+	return ret;
+}
+
+/* All that is in use in a page of the bitmaps, and has no owner. */
+static int look_at_page(struct search *s, uint64_t page, const uint8_t *bits)
+{
+	const uint8_t *owned = blocks_page(&s->f->owned, page);
+	uint64_t len = 0, at = page * BLOCKS_PAGE;
+	int ret = 0;
+
+	for (unsigned i = 0; !ret && i < BLOCKS_PAGE; i++, at++) {
+		bool ours = bits[i / 8] >> (i % 8) & 1 &&
+			    !(owned && owned[i / 8] >> (i % 8) & 1);
+
+		if (ours) {
+			len++;
+		} else if (len) {
+			ret = look_at_run(s, at - len, len);
+			len = 0;
+		}
+	}
+	return ret || !len ? ret : look_at_run(s, at - len, len);
+}
+
+static int child_cmp(const void *a, const void *b)
+{
+	const struct lost_child *x = a, *y = b;
+
+	return key_cmp(x->key, x->klen, y->key, y->klen);
+}
+
+static int find_children(struct search *s)
+{
+	struct fsck *f = s->f;
+	uint64_t per = f->per_bitmap / BLOCKS_PAGE;
+	uint64_t count = (f->blocks + f->per_bitmap - 1) / f->per_bitmap;
+	uint8_t *bits = malloc(s->size);
+	int ret = bits ? 0 : -ENOMEM;
+
+	for (uint64_t i = 0; !ret && i < count;
+	     i = fsck_next_used(f, (i + 1) * per) / per) {
+		ret = volume_bitmap(f->v, i, bits);
+		for (uint64_t p = 0; !ret && p < per; p++)
+			ret = look_at_page(s, i * per + p,
+					   bits + p * (BLOCKS_PAGE / 8));
+		cli_progress("what lost nodes held", i, count);
+	}
+	cli_progress_end();
+	free(bits);
+	for (size_t i = 0; i < s->losts; i++)
+		if (s->lost[i].children)
+			qsort((void *)s->lost[i].child, s->lost[i].children,
+			      sizeof(struct lost_child), child_cmp);
+	return ret;
+}
+
+/* ---- the checkpoint before ---------------------------------------------------------- */
+
+#define PASSED 1
+#define LOST_AS_WELL 2
+
+static int older_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
+		      const uint8_t *val, size_t vlen)
+{
+	struct search *s = ctx;
+	size_t len = sizeof(struct disk_jitem) + klen + vlen;
+	struct disk_jitem h = {.type = JITEM_PUT,
+			       .table = (uint8_t)t,
+			       .klen = put16((uint16_t)klen),
+			       .vlen = put16((uint16_t)vlen)};
+	uint8_t *at;
+
+	if (before(s->gap, key, klen))
+		return 0;
+	if (behind(s->gap, key, klen))
+		return PASSED;
+	if (s->bytes + len > s->room) {
+		size_t room = (s->room ? s->room * 2 : 64 * 1024) + len;
+		void *p = realloc((void *)s->of->items, room);
+
+		if (!p)
+			return -ENOMEM;
+		s->of->items = p;
+		s->room = room;
+	}
+	at = (uint8_t *)s->of->items + s->bytes;
+	memcpy(at, &h, sizeof(h));
+	memcpy(at + sizeof(h), key, klen);
+	memcpy(at + sizeof(h) + klen, val, vlen);
+	s->bytes += len;
+	s->of->item_count++;
+	return 0;
+}
+
+static int older_bad(void *ctx, enum table t, unsigned level, uint64_t block,
+		     const char *what)
+{
+	(void)ctx, (void)t, (void)level, (void)block, (void)what;
+	return LOST_AS_WELL;
+}
+
+/* What the older tree, and the journal since, have in place of a lost node. */
+static int older_items(struct search *s, struct volume *v, struct lost_node *n)
+{
+	const struct gap *g = gap_find(s->f, n);
+	struct walk w = {.ctx = s, .item = older_item, .bad = older_bad};
+	int ret;
+
+	if (!g || n->children)
+		return 0;
+	s->of = n;
+	s->gap = g;
+	s->bytes = s->room = 0;
+	w.from = g->lo;
+	w.from_len = g->lo_len;
+	ret = volume_walk(v, n->table, &w);
+	if (ret && ret != PASSED) {
+		free((void *)n->items);
+		n->items = NULL;
+		n->item_count = 0;
+	}
+	return ret < 0 ? ret : 0;
+}
+
+static void quiet(void *ctx, const char *text)
+{
+	(void)ctx, (void)text;
+}
+
+static int look_in_older(struct search *s)
+{
+	struct fsck *f = s->f;
+	struct disk_super older;
+	struct volume_repair how = {.older = &older,
+				    .must = get64(f->super.durable_seq)};
+	struct volume_options opt = {.readonly = true,
+				     .no_threads = true,
+				     .repair = &how,
+				     .program = cli_program,
+				     .message = quiet};
+	struct volume *v;
+	char msg[240];
+	int ret = 0;
+
+	if (image_pread(f->im, &older, sizeof(older), SUPER_SLOT_OFFSET(1 - f->slot)) ||
+	    super_verify(&older, 1 - f->slot, NULL) ||
+	    get64(older.salt) != get64(f->super.salt) ||
+	    get64(older.blocks) != f->blocks || get32(older.block_shift) != f->shift ||
+	    volume_open(f->im, &opt, &v, msg, sizeof(msg)))
+		return 0;
+	for (size_t i = 0; !ret && i < s->losts; i++)
+		ret = older_items(s, v, &s->lost[i]);
+	volume_close(v);
+	return ret;
+}
+
+/* ---- both ------------------------------------------------------------------------------ */
+
+int salvage(struct fsck *f, struct lost_node *lost, size_t losts, bool *found)
+{
+	struct search s = {.f = f,
+			   .lost = lost,
+			   .losts = losts,
+			   .size = (size_t)1 << f->shift};
+	bool inner = false;
+	int ret = 0;
+
+	*found = false;
+	for (size_t i = 0; i < losts; i++)
+		inner = inner || lost[i].level;
+	s.piece = malloc(PIECE_BLOCKS * s.size);
+	s.node = malloc(s.size);
+	if (!s.piece || !s.node)
+		ret = -ENOMEM;
+	if (!ret && inner && !f->bitmaps_lost)
+		ret = find_children(&s);
+	if (!ret && losts)
+		ret = look_in_older(&s);
+	for (size_t i = 0; i < losts; i++)
+		*found = *found || lost[i].children || lost[i].item_count;
+	free(s.piece);
+	free(s.node);
+	return ret;
+}
+
+void salvage_fini(struct lost_node *lost, size_t losts)
+{
+	for (size_t i = 0; lost && i < losts; i++) {
+		free((void *)lost[i].child);
+		free((void *)lost[i].items);
+	}
+	free(lost);
+}
