@@ -152,6 +152,7 @@ enum repair_kind {
 	REPAIR_LOST_RUN,	/* ino's file blocks `a` to `b` - 1 */
 	REPAIR_XATTR_REMOVE,	/* name of ino */
 	REPAIR_NODE,		/* give up the node of table `ino`, level `a`, block `b` */
+	REPAIR_SORT,		/* table `ino`: items of leaf `b` to where they belong */
 	REPAIR_BITMAPS,		/* all of them anew */
 	REPAIR_SPACE,		/* blocks from `a` on, `b` of them: used or free */
 	REPAIR_ITEM_REMOVE,	/* the item of table `a` whose key is name */

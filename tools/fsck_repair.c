@@ -522,6 +522,7 @@ static int repair_one(struct fsck *f, const struct repair *r)
 	case REPAIR_SPACE:
 	case REPAIR_BITMAPS:
 	case REPAIR_NODE:
+	case REPAIR_SORT:
 	case REPAIR_REPLAY:
 	case REPAIR_SUPER:
 		return 0;	/* done by opening, or by repair_super() */
@@ -578,6 +579,11 @@ static int space_changes(struct fsck *f, struct runs *claim, struct runs *releas
 	return ret;
 }
 
+static bool is_node(const struct repair *r)
+{
+	return r->kind == REPAIR_NODE || r->kind == REPAIR_SORT;
+}
+
 /* Nodes to be given up, as volume_repair wants them. */
 static struct lost_node *lost_nodes(const struct fsck *f, size_t *count)
 {
@@ -587,7 +593,7 @@ static struct lost_node *lost_nodes(const struct fsck *f, size_t *count)
 	for (size_t i = 0; v && i < f->repairs.count; i++) {
 		const struct repair *r = &f->repairs.v[i];
 
-		if (r->kind == REPAIR_NODE)
+		if (is_node(r))
 			v[(*count)++] = (struct lost_node){
 				.table = (enum table)r->ino,
 				.level = (unsigned)r->a,
@@ -680,7 +686,7 @@ int repair_all(struct fsck *f)
 		if (first != (i < f->repairs.count))
 			continue;
 		if ((r->kind == REPAIR_LOST && wait) ||
-		    (found && r->kind != REPAIR_NODE))
+		    (found && !is_node(r)))
 			continue;
 		ret = repair_one(f, r);
 		if (!ret && r->kind != REPAIR_SUPER)

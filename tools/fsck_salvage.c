@@ -12,7 +12,8 @@
  *      now; so what the lost node would hold is there, unless it was the same
  *      node already, or has been written over since.
  *
- * Nothing is put back that is merely old.
+ * Nothing is put back that is merely old. A leaf that stands in the wrong place
+ * of its tree is treated as a lost one, of which all is found.
  */
 #include "tools/fsck.h"
 
@@ -217,8 +218,9 @@ static int find_children(struct search *s)
 #define PASSED 1
 #define LOST_AS_WELL 2
 
-static int older_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
-		      const uint8_t *val, size_t vlen)
+/* Add an item to those of a lost node, if it is one that this may have held. */
+static int collect(void *ctx, enum table t, const uint8_t *key, size_t klen,
+		   const uint8_t *val, size_t vlen)
 {
 	struct search *s = ctx;
 	size_t len = sizeof(struct disk_jitem) + klen + vlen;
@@ -257,14 +259,36 @@ static int older_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 	return LOST_AS_WELL;
 }
 
+/* A leaf that is whole, but out of place: its own items. */
+static int own_items(struct search *s, struct lost_node *n)
+{
+	static const struct gap all;
+	struct disk_node *d = s->node;
+	int ret = image_pread(s->f->im, d, s->size, n->block << s->f->shift);
+
+	if (!ret)
+		ret = repair_node_verify(d, s->size, n->block);
+	s->of = n;
+	s->gap = &all;
+	s->bytes = s->room = 0;
+	for (unsigned i = 0; !ret && i < get16(d->count); i++) {
+		struct disk_item it;
+		const uint8_t *key = item_at(d, i, &it);
+
+		ret = collect(s, n->table, key, get16(it.klen),
+			      key + get16(it.klen), get16(it.vlen));
+	}
+	return ret;
+}
+
 /* What the older tree, and the journal since, have in place of a lost node. */
 static int older_items(struct search *s, struct volume *v, struct lost_node *n)
 {
 	const struct gap *g = gap_find(s->f, n);
-	struct walk w = {.ctx = s, .item = older_item, .bad = older_bad};
+	struct walk w = {.ctx = s, .item = collect, .bad = older_bad};
 	int ret;
 
-	if (!g || n->children)
+	if (!g || n->children || n->items)
 		return 0;
 	s->of = n;
 	s->gap = g;
@@ -330,6 +354,9 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t losts, bool *found)
 	s.node = malloc(s.size);
 	if (!s.piece || !s.node)
 		ret = -ENOMEM;
+	for (size_t i = 0; !ret && i < losts; i++)
+		if (!gap_find(f, &lost[i]))
+			ret = own_items(&s, &lost[i]);
 	if (!ret && inner && !f->bitmaps_lost)
 		ret = find_children(&s);
 	if (!ret && losts)

@@ -14,6 +14,7 @@
 #include "tools/fsck.h"
 
 #include <dirent.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -261,23 +262,72 @@ static void symlink_item(const uint8_t *key, size_t vlen)
 	cur.target_bytes += vlen;
 }
 
+/* What is left of its target may lead elsewhere: the link goes, entries and all. */
+static int symlink_end(struct fsck *f)
+{
+	struct repair r = {.kind = REPAIR_ATTR,
+			   .id = P_SYMLINK,
+			   .ino = cur.ino,
+			   .a = FIELD_NLINK};
+	struct ino_rec *rec = ino_find(&f->inodes, cur.ino);
+	int ret;
+
+	/* an orphan is about to go */
+	if (!S_ISLNK(cur.a.mode) || rec->flags & INO_ORPHAN ||
+	    (!cur.target_gap && cur.target_bytes == cur.a.size && cur.a.size))
+		return 0;
+	if (!PROBLEM(P_SYMLINK, .ino = cur.ino, .is = cur.target_bytes,
+		     .want = cur.a.size))
+		return 0;
+	rec->flags &= (uint8_t)~INO_SEEN;
+	ret = repair_later(f, &r);
+	r.kind = REPAIR_ORPHAN_ADD;
+	return ret ? ret : repair_later(f, &r);
+}
+
 /* ---- all items of an inode ----------------------------------------------------------- */
 
-/* Items that only one kind of file has. */
-static void foreign_items(void)
+/* By the items there are, or 0. */
+static uint8_t type_by_items(void)
 {
-	const char *what = NULL;
+	if (cur.entries || cur.indexes)
+		return DT_DIR;
+	if (cur.map_end)
+		return DT_REG;
+	return cur.target_pieces ? DT_LNK : 0;
+}
 
-	if (cur.odd)
-		return;
-	if (cur.target_pieces && !S_ISLNK(cur.a.mode))
-		what = "a symbolic link's";
-	if ((cur.entries || cur.indexes) && !S_ISDIR(cur.a.mode))
-		what = "a directory's";
-	if (cur.map_end && !S_ISREG(cur.a.mode) && !S_ISLNK(cur.a.mode))
-		what = "data";
-	if (what)
-		PROBLEM(P_INODE_FOREIGN, .ino = cur.ino, .what = what);
+/* Items that only another kind of file has: they are right, if they are alone. */
+static int foreign_items(struct fsck *f)
+{
+	struct repair r = {.kind = REPAIR_ITEM_REMOVE,
+			   .id = P_INODE_FOREIGN,
+			   .a = TABLE_FILES};
+	uint8_t type = type_by_items(), is = mode_type(cur.a.mode), key[11];
+	int ret = 0;
+
+	if (cur.odd || !type)
+		return 0;
+	if (type != is) {
+		return field_wrong(f, P_INODE_FOREIGN,
+				   type == DT_DIR ? "a directory's" :
+				   type == DT_REG ? "data" : "a symbolic link's",
+				   FIELD_MODE, is,
+				   (uint32_t)type << 12 | (cur.a.mode & 07777));
+	}
+	if (type == DT_LNK || !cur.target_pieces ||
+	    !PROBLEM(P_INODE_FOREIGN, .ino = cur.ino, .what = "a symbolic link's"))
+		return 0;
+	r.name = (char *)key;
+	r.name_len = sizeof(key);
+	be64_put(key, cur.ino);
+	key[8] = KEY_SYMLINK;
+	for (unsigned i = 0; !ret && i < PATH_MAX / PIECE_BYTES + 1; i++) {
+		key[9] = 0;
+		key[10] = (uint8_t)i;
+		ret = repair_later(f, &r);
+	}
+	return ret;
 }
 
 /*
@@ -340,14 +390,12 @@ static int inode_end(struct fsck *f)
 		/* of the root pass 5 has a better repair */
 		return cur.ino == ROOT_INO ? 0 : inode_lost(f);
 	}
-	foreign_items();
-	if (cur.a.xattrs != cur.xattrs)
+	ret = foreign_items(f);
+	if (!ret && cur.a.xattrs != cur.xattrs)
 		ret = field_wrong(f, P_XATTR_COUNT, NULL, FIELD_XATTRS,
 				  cur.a.xattrs, cur.xattrs);
-	if (!ret && S_ISLNK(cur.a.mode) &&
-	    (cur.target_gap || cur.target_bytes != cur.a.size || !cur.a.size))
-		PROBLEM(P_SYMLINK, .ino = cur.ino, .is = cur.target_bytes,
-			.want = cur.a.size);
+	if (!ret)
+		ret = symlink_end(f);
 	if (!ret)
 		ret = map_end(f, &cur);
 	if (!ret && S_ISDIR(cur.a.mode))
@@ -405,6 +453,9 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 	case KEY_MAP:
 		if (n != 8)
 			break;
+		if (cur.seen && S_ISDIR(cur.a.mode) && type_by_items() == DT_DIR)
+			return ITEM_AWAY(f, P_INODE_FOREIGN, .ino = ino,
+					 .what = "data");
 		return map_item(f, &cur, be64_get(rest), val, vlen);
 	default:
 		break;

@@ -28,6 +28,7 @@
  *   node TABLE LEVEL N               spoil the Nth node of a level (or `last')
  *   child TABLE N BLOCK              let the Nth pointer of the lowest inner node
  *                                    lead to another block
+ *   child-swap TABLE N M             let two of them change places
  *   bitmap N                         spoil a bitmap
  *   space N FIELD VALUE              block free csum, of a bitmap's item; in
  *                                    place, in the node
@@ -616,26 +617,57 @@ static void spoil_node(enum table t, unsigned level, const char *n)
 	spoil((s.block << volume_block_shift(v)) + 1000);
 }
 
-static void set_child(enum table t, unsigned n, uint64_t block)
+/* The lowest inner node that comes first, sealed again by seal_node(). */
+static struct disk_node *inner_node(enum table t, uint64_t *block)
 {
 	size_t size = (size_t)1 << volume_block_shift(v);
 	struct search s = {.level = 1};
 	struct walk w = {.ctx = &s, .node = find_node};
-	uint8_t *buf = malloc(size);
-	struct disk_node *d = (void *)buf;
-	le64 b = put64(block);
-	uint8_t *at;
+	struct disk_node *d = malloc(size);
 
 	if (volume_walk(v, t, &w) != 1)
 		die("no such node", ENOENT);
-	must("read", image_pread(im, buf, size, s.block * size));
-	at = buf + get16(((le16 *)(d + 1))[n]);
-	at += sizeof(struct disk_item) + get16(((struct disk_item *)(void *)at)->klen);
-	memcpy(at, &b, sizeof(b));
+	must("read", image_pread(im, d, size, s.block * size));
+	*block = s.block;
+	return d;
+}
+
+static void seal_node(struct disk_node *d, uint64_t block)
+{
+	size_t size = (size_t)1 << volume_block_shift(v);
+
 	d->csum = put64(0);
-	d->csum = put64(checksum(buf, size));
-	must("write", image_pwrite(im, buf, size, s.block * size));
-	free(buf);
+	d->csum = put64(checksum(d, size));
+	must("write", image_pwrite(im, d, size, block * size));
+	free(d);
+}
+
+static struct disk_ptr *child_of(struct disk_node *d, unsigned n)
+{
+	uint8_t *at = (uint8_t *)d + get16(((le16 *)(d + 1))[n]);
+
+	return (void *)(at + sizeof(struct disk_item) +
+			get16(((struct disk_item *)(void *)at)->klen));
+}
+
+static void set_child(enum table t, unsigned n, uint64_t block)
+{
+	uint64_t at;
+	struct disk_node *d = inner_node(t, &at);
+
+	child_of(d, n)->block = put64(block);
+	seal_node(d, at);
+}
+
+static void swap_children(enum table t, unsigned n, unsigned m)
+{
+	uint64_t at;
+	struct disk_node *d = inner_node(t, &at);
+	struct disk_ptr p = *child_of(d, n);
+
+	*child_of(d, n) = *child_of(d, m);
+	*child_of(d, m) = p;
+	seal_node(d, at);
 }
 
 static void spoil_bitmap(uint64_t n)
@@ -1066,6 +1098,9 @@ static bool raw_command(const char *c, int n, char **a)
 	else if (!strcmp(c, "child") && n == 3)
 		set_child((enum table)number(a[0]), (unsigned)number(a[1]),
 			  number(a[2]));
+	else if (!strcmp(c, "child-swap") && n == 3)
+		swap_children((enum table)number(a[0]), (unsigned)number(a[1]),
+			      (unsigned)number(a[2]));
 	else if (!strcmp(c, "bitmap") && n == 1)
 		spoil_bitmap(number(a[0]));
 	else if (!strcmp(c, "space") && n == 3)
