@@ -199,6 +199,10 @@ static void recognise(struct fsck *f)
 		return;
 	if (f->im->bytes >= VOLUME_MIN_BYTES && super_last(f->im, &s))
 		return;
+	/* nothing tells; who insists may have it looked for */
+	if (f->force && f->mode != PROBLEM_CHECK && f->mode != PROBLEM_PREEN &&
+	    f->im->bytes >= VOLUME_MIN_BYTES && !guess_super(f, &s))
+		return;
 	cli_die(EXIT_OPERATION, "'%s' is not a Spaceweave volume", f->path);
 }
 

@@ -348,7 +348,13 @@ void super_distrust_space(struct disk_super *s);
  */
 int rescue_super(struct fsck *f, const struct disk_super *from,
 		 struct disk_super *out);
-/* The same, written; it ends the round. */
+/*
+ * What never changes, where no superblock tells: from the nodes, from where mkfs
+ * puts things, and a new UUID. -ENOENT: there is no node of ours in the image.
+ */
+int guess_super(struct fsck *f, struct disk_super *out);
+/* A superblock as from rescue_super(), written; it ends the round. from NULL:
+ * guessed. */
 int rescue(struct fsck *f, enum problem_id id, const struct disk_super *from);
 
 /* One item of an inode's, for the walk of pass 4. */

@@ -15,6 +15,12 @@
  *      back as it goes. It begins before the checkpoint; but items are
  *      absolute, so applying more of them, in order, comes to the same.
  *
+ * Where backups are lost as well, what never changes is guessed (guess_super):
+ * a node knows its own block number, which gives the block size; the size is
+ * the image's; the ring stands where mkfs puts it, and is as long as mkfs makes
+ * it, unless the first node says that it is shorter, or groups behind its end
+ * that it is longer.
+ *
  * Not taken over are the table of references, whose older states lie about as
  * well (an intent of yesterday would cut today's file), and the bitmaps. Both
  * are made anew from the files. Until the next round has done so the table of
@@ -25,6 +31,8 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ROOTS 32u
@@ -160,18 +168,11 @@ static void set_tail(struct rescue *r, uint64_t salt)
 /* ---- nodes ----------------------------------------------------------------------- */
 
 /* Is this block a node of the files that knows its own place? */
-static bool is_node(const struct rescue *r, struct disk_node *d, uint64_t block)
+static bool is_node(const struct rescue *r, const struct disk_node *d,
+		    uint64_t block)
 {
-	uint64_t sum = get64(d->csum);
-	bool good;
-
-	if (get32(d->magic) != NODE_MAGIC || d->table != TABLE_FILES ||
-	    d->level >= 16 || get64(d->self.block) != block)
-		return false;
-	d->csum = put64(0);
-	good = checksum(d, (size_t)1 << r->shift) == sum;
-	d->csum = put64(sum);
-	return good;
+	return get32(d->magic) == NODE_MAGIC && d->table == TABLE_FILES &&
+	       !repair_node_verify(d, (size_t)1 << r->shift, block);
 }
 
 /* Keep the highest node of each birth, of the newest births. */
@@ -374,6 +375,109 @@ static int build(struct rescue *r)
 	if (!ret && found)
 		r->s.gen = r->root[0].ptr.birth;
 	return ret ? ret : found ? 0 : -ENOENT;
+}
+
+/* ---- without any superblock ------------------------------------------------------------ */
+
+/* The block size by which `at`, which may be a node of any size, is one; or 0. */
+static unsigned node_shift(const uint8_t *at, size_t left, uint64_t off)
+{
+	const struct disk_node *d = (const void *)at;
+
+	if (get32(d->magic) != NODE_MAGIC)
+		return 0;
+	for (unsigned s = BLOCK_SHIFT_MIN; s <= BLOCK_SHIFT_MAX; s++)
+		if (off >> s << s == off && left >= (size_t)1 << s &&
+		    get64(d->self.block) == off >> s &&
+		    !repair_node_verify(d, (size_t)1 << s, off >> s))
+			return s;
+	return 0;
+}
+
+/* The first node in the image: where, and its block size. */
+static int first_node(struct rescue *r, uint64_t *at)
+{
+	uint8_t *buf = malloc(PIECE);
+	uint64_t off = HEAD_BYTES, end;
+	int ret = buf ? -ENOENT : -ENOMEM;
+
+	r->shift = BLOCK_SHIFT_MAX;
+	while (ret == -ENOENT && next_data(r, &off, &end)) {
+		size_t n = end - off < PIECE ? (size_t)(end - off) : PIECE;
+		bool good = !image_pread(r->f->im, buf, n, off);
+
+		for (size_t i = 0; ret && good && i + sizeof(struct disk_node) <= n;
+		     i += 4096) {
+			unsigned shift = node_shift(buf + i, n - i, off + i);
+
+			if (!shift)
+				continue;
+			r->shift = shift;
+			*at = off + i;
+			ret = 0;
+		}
+		off += n;
+	}
+	free(buf);
+	return ret;
+}
+
+/* Where the last group ends that begins in [from, to); `from`: there is none. */
+static uint64_t groups_end(struct rescue *r, uint64_t from, uint64_t to)
+{
+	struct disk_super s = r->s;
+	struct ring ring;
+	const char *why;
+	uint64_t end = from;
+
+	s.journal_block = put64(from >> r->shift);
+	s.journal_units = put64((to - from) / JOURNAL_UNIT);
+	for (uint64_t u = ring_load(r->f, &s, &ring) ? ring.units : 0;
+	     u < ring.units; u++) {
+		const struct disk_group *g = ring_group(&ring, u, NULL, &why);
+
+		if (g && u + group_units(g) <= ring.units)
+			end = from + (u + group_units(g)) * JOURNAL_UNIT;
+	}
+	ring_fini(&ring);
+	return end;
+}
+
+#define RING_MAX (1ull << 30)
+
+int guess_super(struct fsck *f, struct disk_super *out)
+{
+	struct rescue r = {.f = f};
+	struct volume_geometry g = {.bytes = f->im->bytes};
+	struct timespec now;
+	uint64_t node, end, most;
+	char msg[160];
+	int ret;
+
+	r.blocks = f->im->bytes >> BLOCK_SHIFT_MAX;
+	ret = first_node(&r, &node);
+	if (ret)
+		return ret;
+	g.block_shift = r.shift;
+	if (volume_geometry_check(&g, msg, sizeof(msg)))
+		return -ENOENT;
+	clock_gettime(CLOCK_REALTIME, &now);
+	r.s = (struct disk_super){
+		.magic = put64(SUPER_MAGIC),
+		.version = put32(FORMAT_VERSION),
+		.block_shift = put32(r.shift),
+		.blocks = put64(g.bytes >> r.shift),
+		.journal_block = put64(HEAD_BYTES >> r.shift),
+		.created_ns = put64((uint64_t)now.tv_sec * 1000000000u)};
+	if (getrandom(r.s.uuid, sizeof(r.s.uuid), 0) != sizeof(r.s.uuid))
+		return -EIO;
+	end = HEAD_BYTES + g.journal_bytes;
+	most = node < HEAD_BYTES + RING_MAX ? node : HEAD_BYTES + RING_MAX;
+	end = most <= end ? most : groups_end(&r, end, most);
+	end = end >> r.shift << r.shift;
+	r.s.journal_units = put64((end - HEAD_BYTES) / JOURNAL_UNIT);
+	*out = r.s;
+	return end - HEAD_BYTES < JOURNAL_MIN_UNITS * JOURNAL_UNIT ? -ENOENT : 0;
 }
 
 int rescue_super(struct fsck *f, const struct disk_super *from,

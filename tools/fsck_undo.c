@@ -156,10 +156,14 @@ static int undo_ensure(struct image *im, uint64_t off, uint64_t len)
 	return image_ensure(undo_of(im)->under, off, len);
 }
 
+/* The head has the length that it had. */
 static int undo_resize(struct image *im, uint64_t bytes)
 {
-	(void)im, (void)bytes;
-	return -EOPNOTSUPP;
+	struct image *under = undo_of(im)->under;
+	int ret = under->ops->resize(under, bytes);
+
+	im->bytes = under->bytes;
+	return ret;
 }
 
 /* How fsck leaves the superblocks. */
@@ -172,7 +176,8 @@ static int finish(struct undo *u)
 				  u->buf + UNDO_UNIT + (size_t)i * SUPER_BYTES,
 				  SUPER_BYTES, SUPER_SLOT_OFFSET(i));
 	if (!ret)
-		ret = record_write(u, UNDO_END, 0, SUPER_SLOTS * SUPER_BYTES,
+		ret = record_write(u, UNDO_END, u->under->bytes,
+				   SUPER_SLOTS * SUPER_BYTES,
 				   SUPER_SLOTS * SUPER_BYTES);
 	if (!ret && fsync(u->fd))
 		ret = -errno;

@@ -185,8 +185,15 @@ int super_replace(struct fsck *f, const struct disk_super *s)
 int rescue(struct fsck *f, enum problem_id id, const struct disk_super *from)
 {
 	struct disk_super s;
-	int ret = rescue_super(f, from, &s);
+	struct disk_super found;
+	int ret = 0;
 
+	if (!from) {
+		ret = guess_super(f, &found);
+		from = &found;
+	}
+	if (!ret)
+		ret = rescue_super(f, from, &s);
 	if (ret == -ENOENT) {
 		PROBLEM(P_SUPER_NO_TREE, .is = 0);
 		f->super_good = false;
@@ -217,8 +224,24 @@ static int both_lost(struct fsck *f, struct copy *c)
 			return rescue(f, P_SUPER_LOST, &from->s);
 		return 0;
 	}
-	for (unsigned i = 0; i < COPIES; i++)
-		PROBLEM(P_SUPER_NONE, .is = i, .what = c[i].why);
+	if (PROBLEM(P_SUPER_NONE, .what = c[0].why))
+		return rescue(f, P_SUPER_NONE, NULL);
+	return 0;
+}
+
+/* Nothing says what stood behind the end: zeroes, which are no node and no data. */
+static int lengthen(struct fsck *f, uint64_t bytes)
+{
+	int ret;
+
+	if (!PROBLEM(P_SUPER_SHORT, .is = f->im->bytes, .want = bytes))
+		return 0;
+	ret = f->im->ops->resize(f->im, bytes);
+	if (ret)
+		cli_warn("cannot make '%s' as long again: %s", f->path,
+			 strerror(-ret));
+	else
+		problem_fixed(P_SUPER_SHORT);
 	return 0;
 }
 
@@ -243,9 +266,10 @@ int pass1(struct fsck *f)
 	f->per_bitmap = 8ull << f->shift;
 	bytes = f->blocks << f->shift;
 	if (bytes > f->im->bytes)
-		PROBLEM(P_SUPER_SHORT, .is = f->im->bytes, .want = bytes);
+		ret = lengthen(f, bytes);
 	copy_load(f, 3, copy_offset(s, 3), &c[3]);
-	ret = check_slots(f, c, (unsigned)good);
+	if (!ret)
+		ret = check_slots(f, c, (unsigned)good);
 	for (unsigned i = SUPER_SLOTS; !ret && i < COPIES; i++)
 		ret = check_backup(f, &c[i], s, i);
 	return ret;

@@ -30,6 +30,7 @@ struct undo {
 	const char *path;
 	int fd;
 	uint64_t bytes, salt;		/* of the file */
+	uint64_t bytes_before;		/* of the image */
 	struct disk_undo *rec;		/* and its bytes */
 	struct image *im;
 	bool ended, changed;
@@ -64,7 +65,9 @@ static bool head_read(struct undo *u)
 		return false;
 	}
 	u->salt = get64(u->rec->salt);
-	if (get64(u->rec->bytes) == u->im->bytes)
+	/* fsck may have made it longer */
+	u->bytes_before = get64(u->rec->bytes);
+	if (u->bytes_before <= u->im->bytes)
 		return true;
 	cli_warn("'%s' is for an image of %" PRIu64 " bytes, not %" PRIu64,
 		 u->path, get64(u->rec->bytes), u->im->bytes);
@@ -79,6 +82,7 @@ static int end_compare(struct undo *u)
 	int ret = 0;
 
 	u->ended = true;
+	u->changed = get64(u->rec->offset) != u->im->bytes;
 	for (unsigned i = 0; !ret && i < SUPER_SLOTS; i++) {
 		ret = image_pread(u->im, now, sizeof(now), SUPER_SLOT_OFFSET(i));
 		if (memcmp(now, as_left + (size_t)i * SUPER_BYTES, SUPER_BYTES))
@@ -147,6 +151,8 @@ static int undo(struct undo *u, bool force, bool look)
 		if (!each_record(u, true))
 			return 1;
 		ret = image_flush(u->im);
+		if (!ret && u->im->bytes > u->bytes_before)
+			ret = u->im->ops->resize(u->im, u->bytes_before);
 		if (ret) {
 			cli_warn("'%s': %s", u->im->name, strerror(-ret));
 			return 1;

@@ -22,7 +22,7 @@
 enum undo_kind {
 	UNDO_HEAD,		/* bytes: of the image */
 	UNDO_SAVED,
-	UNDO_END,		/* both slots */
+	UNDO_END,		/* both slots; offset: of the image's end */
 };
 
 struct disk_undo {
