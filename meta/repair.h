@@ -29,9 +29,9 @@ struct volume_repair {
 	bool bitmaps_anew;
 	/*
 	 * Nodes that cannot be read: given up, with all below them but the
-	 * children that were found, by key; before replay. What is known
-	 * otherwise of what was below is put there: JITEM_PUTs, one behind the
-	 * other.
+	 * nodes that were found, the highest level first, then by key; before
+	 * replay. What is known otherwise of what was below is put there:
+	 * JITEM_PUTs, one behind the other.
 	 */
 	const struct lost_node {
 		enum table table;
@@ -39,7 +39,8 @@ struct volume_repair {
 		uint64_t block;
 		const struct lost_child {
 			struct disk_ptr ptr;
-			uint8_t key[KEY_MAX];	/* not above its first */
+			unsigned level;
+			uint8_t key[KEY_MAX];	/* its lowest */
 			uint16_t klen;
 		} *child;
 		size_t children;

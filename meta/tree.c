@@ -1549,14 +1549,18 @@ static void forget_locked(struct volume *v, struct tree *tr, struct path *p,
 	}
 }
 
-/* A new node in the lost one's place, of one child so far. */
+/* New nodes in the lost one's place, down to the first one found below it. */
 static void replace_locked(struct volume *v, struct tree *tr, struct path *p,
 			   unsigned level, const struct lost_child *first)
 {
-	struct node *n = node_new(v, tr, level);
+	struct disk_ptr ptr = first->ptr;
+	struct node *n = NULL;
 
-	tr->nodes--;
-	node_insert(v, n, 0, "", 0, &first->ptr, sizeof(first->ptr));
+	for (unsigned l = first->level + 1; l <= level; l++) {
+		n = node_new(v, tr, l);
+		node_insert(v, n, 0, "", 0, &ptr, sizeof(ptr));
+		ptr = ptr_put(&n->self);
+	}
 	if (level == tr->level) {
 		tr->root = n->self;
 		return;
@@ -1566,35 +1570,39 @@ static void replace_locked(struct volume *v, struct tree *tr, struct path *p,
 	node_set_child(p->n[level + 1], (unsigned)p->slot[level + 1], &n->self);
 }
 
-/* A child of a node at `level` to where its key belongs. */
+/* One more that was found, to where its key belongs. */
 static void adopt_locked(struct volume *v, struct tree *tr, struct path *p,
-			 unsigned level, const struct lost_child *c)
+			 const struct lost_child *c)
 {
-	for (unsigned l = tr->level + 1; l-- > level;)
+	for (unsigned l = tr->level; l > c->level; l--)
 		path_open(v, tr, p, l);
-	insert_at(v, tr, p, level, (unsigned)p->slot[level] + 1, c->key, c->klen,
-		  &c->ptr, sizeof(c->ptr));
+	insert_at(v, tr, p, c->level + 1, (unsigned)p->slot[c->level + 1] + 1,
+		  c->key, c->klen, &c->ptr, sizeof(c->ptr));
 }
 
-/* One step of the below: the node at `level` on the way to `k` goes, or is
- * replaced by one that has the child, or gets a child more. */
+/*
+ * One step of the below: the node at `level` on the way to `k` goes, or makes
+ * way for new ones that lead to c; or, with `more`, c finds its parent.
+ */
 static int forget_step(struct volume *v, struct tree *tr, const struct key *k,
 		       unsigned level, const struct lost_child *c, bool more)
 {
-	unsigned blocks = 2 * TREE_LEVELS;
+	unsigned blocks = 3 * TREE_LEVELS;
 	struct tree_miss miss, bad = {0};
-	int bad_err = 0, r = v->readonly ? 0 :
-				 pool_fill(v, blocks, SPEND_CHECKPOINT);
+	int bad_err = 0, r = 0;
 	struct path p;
+
+	if (!v->readonly && v->pool_blks < blocks)
+		r = pool_fill(v, blocks, SPEND_CHECKPOINT);
 
 	while (r == 0) {
 		rwlock_write(&v->commit);
 		r = tree_spares_locked(v, blocks);
 		if (r == 0)
-			r = descend_above(v, tr, k, more ? level - 1 : level, &p,
+			r = descend_above(v, tr, k, more ? c->level : level, &p,
 					  &miss);
 		if (r == 0 && more)
-			adopt_locked(v, tr, &p, level, c);
+			adopt_locked(v, tr, &p, c);
 		else if (r == 0 && c)
 			replace_locked(v, tr, &p, level, c);
 		else if (r == 0)
@@ -1621,6 +1629,9 @@ int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block,
 		k.len = child[i].klen;
 		memcpy(k.b, child[i].key, k.len);
 		r = forget_step(v, tr, &k, level, &child[i], true);
+		/* another lost node is in its way: that one's turn comes */
+		if (r == -EFSCORRUPTED || r == -EFSBADCRC)
+			r = 0;
 	}
 	return r;
 }

@@ -256,6 +256,7 @@ struct fsck {
 	enum table table;
 	const uint8_t *key;
 	size_t klen;
+	bool new_leaf;			/* it is the first of its leaf, or there is none */
 	char text[160];			/* for a finding's `what` */
 };
 

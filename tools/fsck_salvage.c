@@ -4,9 +4,10 @@
  *
  *   1. An inner node holds nothing but pointers. The nodes they led to still
  *      stand in the image, and the bitmaps know them as in use; nobody owns
- *      them, now that the way to them is lost. What is in use, has no owner,
- *      and is a whole node of the level below, with keys that the lost one may
- *      have held, is its child: what it replaced is free in the bitmaps.
+ *      them, now that the way to them is lost. So what is in use, has no owner,
+ *      is a whole node of a lower level and begins with a key that the lost one
+ *      may have led to, was below it: what it replaced is free in the bitmaps.
+ *      Where nodes in between are lost as well, they are made anew.
  *   2. The other superblock leads to the tree of the checkpoint before, and its
  *      journal from there on. If both are still whole, their state is the state
  *      now; so what the lost node would hold is there, unless it was the same
@@ -28,7 +29,14 @@ struct search {
 	size_t losts;
 	size_t size;			/* of a block */
 	uint8_t *piece;			/* blocks that stand behind each other */
-	struct disk_node *node;		/* on the way down */
+	struct stray {			/* nodes that nobody owns */
+		struct lost_child c;
+		uint8_t table;
+	} *stray;
+	size_t strays, stray_room;
+	struct disk_ptr *led;		/* where they lead to */
+	size_t leds, led_room;
+	size_t *child_room;		/* of each lost node */
 	/* of the older tree */
 	struct lost_node *of;		/* whose items are collected */
 	const struct gap *gap;
@@ -63,81 +71,93 @@ static const uint8_t *item_at(const struct disk_node *d, unsigned i,
 	return at + sizeof(*it);
 }
 
-/*
- * The lowest key below a node. Above the leaves a first key may be lower, or
- * higher, than all there is, so the way goes down to a leaf.
- */
-static int lowest_key(struct search *s, const struct disk_node *top,
-		      struct lost_child *c)
+static struct disk_ptr child_at(const struct disk_node *d, unsigned i)
 {
-	struct disk_node *d = s->node;
-	const uint8_t *key;
 	struct disk_item it;
+	const uint8_t *key = item_at(d, i, &it);
 	struct disk_ptr p;
 
-	memcpy(d, top, s->size);
-	for (unsigned level = d->level; level; level--) {
-		uint64_t block;
-		int ret;
-
-		key = item_at(d, 0, &it);
-		memcpy(&p, key + get16(it.klen), sizeof(p));
-		block = get64(p.block);
-		if (!fsck_in_volume(s->f, block, 1))
-			return -EUCLEAN;
-		ret = image_pread(s->f->im, d, s->size, block << s->f->shift);
-		if (!ret)
-			ret = repair_node_verify(d, s->size, block);
-		if (ret)
-			return ret;
-		if (memcmp(&d->self, &p, sizeof(p)) || d->level != level - 1 ||
-		    d->table != top->table)
-			return -EUCLEAN;
-	}
-	if (!get16(d->count))
-		return -EUCLEAN;
-	key = item_at(d, 0, &it);
-	c->klen = get16(it.klen);
-	memcpy(c->key, key, c->klen);
-	return 0;
+	memcpy(&p, key + get16(it.klen), sizeof(p));
+	return p;
 }
 
-static int child_add(struct lost_node *n, const struct lost_child *c)
+/* Read the node that another points to; false: it is lost. */
+static bool read_child(struct search *s, const struct disk_ptr *p, enum table t,
+		       unsigned level, struct disk_node *d)
 {
-	/* room doubles: a power of two of children means that it is full */
-	if (!(n->children & (n->children - 1))) {
-		void *v = realloc((void *)n->child, (n->children ? n->children * 2 : 1) *
-							    sizeof(*c));
+	uint64_t block = get64(p->block);
 
-		if (!v)
-			return -ENOMEM;
-		n->child = v;
+	return fsck_in_volume(s->f, block, 1) &&
+	       !image_pread(s->f->im, d, s->size, block << s->f->shift) &&
+	       !repair_node_verify(d, s->size, block) && get16(d->count) &&
+	       !memcmp(&d->self, p, sizeof(*p)) && d->level == level &&
+	       d->table == t;
+}
+
+/*
+ * The lowest key below a node. Above the leaves a first key may be lower, or
+ * higher, than all there is, so the way goes down to the first leaf there is.
+ */
+static bool lowest_key(struct search *s, const struct disk_node *d,
+		       struct lost_child *c)
+{
+	struct disk_node *below;
+	struct disk_item it;
+	bool found = false;
+
+	if (!d->level) {
+		const uint8_t *key = item_at(d, 0, &it);
+
+		c->klen = get16(it.klen);
+		memcpy(c->key, key, c->klen);
+		return true;
 	}
-	((struct lost_child *)n->child)[n->children++] = *c;
+	below = malloc(s->size);
+	for (unsigned i = 0; below && !found && i < get16(d->count); i++) {
+		struct disk_ptr p = child_at(d, i);
+
+		found = read_child(s, &p, d->table, d->level - 1u, below) &&
+			lowest_key(s, below, c);
+	}
+	free(below);
+	return found;
+}
+
+static int grow(void *array, size_t count, size_t *room, size_t size)
+{
+	size_t want = *room ? *room * 2 : 64;
+	void *p;
+
+	if (count < *room)
+		return 0;
+	p = realloc(*(void **)array, want * size);
+	if (!p)
+		return -ENOMEM;
+	*(void **)array = p;
+	*room = want;
 	return 0;
 }
 
-/* A block that is in use and has no owner: whose child is it? */
+/* A block that is in use and has no owner: a node that lost its way? */
 static int look_at(struct search *s, uint64_t block, const struct disk_node *d)
 {
-	struct lost_child c = {.ptr = d->self};
-	struct disk_item it;
-	const uint8_t *last;
+	struct stray n = {.table = d->table,
+			  .c = {.ptr = d->self, .level = d->level}};
+	int ret = 0;
 
 	if (get32(d->magic) != NODE_MAGIC || !get16(d->count) ||
-	    repair_node_verify(d, s->size, block) || lowest_key(s, d, &c))
+	    repair_node_verify(d, s->size, block) || !lowest_key(s, d, &n.c))
 		return 0;
-	last = item_at(d, get16(d->count) - 1u, &it);
-	for (size_t i = 0; i < s->losts; i++) {
-		struct lost_node *n = &s->lost[i];
-		const struct gap *g = gap_find(s->f, n);
-
-		if (g && n->table == d->table && n->level == d->level + 1u &&
-		    !before(g, c.key, c.klen) && !behind(g, c.key, c.klen) &&
-		    !behind(g, last, get16(it.klen)))
-			return child_add(n, &c);
+	for (unsigned i = 0; !ret && d->level && i < get16(d->count); i++) {
+		ret = grow(&s->led, s->leds, &s->led_room, sizeof(*s->led));
+		if (!ret)
+			s->led[s->leds++] = child_at(d, i);
 	}
-	return 0;
+	if (!ret)
+		ret = grow(&s->stray, s->strays, &s->stray_room, sizeof(*s->stray));
+	if (!ret)
+		s->stray[s->strays++] = n;
+	return ret;
 }
 
 /* Blocks start .. start + n. */
@@ -181,11 +201,54 @@ static int look_at_page(struct search *s, uint64_t page, const uint8_t *bits)
 	return ret || !len ? ret : look_at_run(s, at - len, len);
 }
 
+static int ptr_cmp(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct disk_ptr));
+}
+
+/* The highest first: those below have to find their parents. */
 static int child_cmp(const void *a, const void *b)
 {
 	const struct lost_child *x = a, *y = b;
 
+	if (x->level != y->level)
+		return x->level < y->level ? 1 : -1;
 	return key_cmp(x->key, x->klen, y->key, y->klen);
+}
+
+/* Give those that no other one leads to to the lost nodes that may have. */
+static int share_out(struct search *s)
+{
+	int ret = 0;
+
+	if (s->leds)
+		qsort(s->led, s->leds, sizeof(*s->led), ptr_cmp);
+	for (size_t i = 0; !ret && i < s->strays; i++) {
+		const struct stray *n = &s->stray[i];
+
+		if (s->leds && bsearch(&n->c.ptr, s->led, s->leds, sizeof(*s->led),
+				       ptr_cmp))
+			continue;
+		for (size_t j = 0; j < s->losts; j++) {
+			struct lost_node *l = &s->lost[j];
+			const struct gap *g = gap_find(s->f, l);
+
+			if (!g || l->table != n->table || l->level <= n->c.level ||
+			    before(g, n->c.key, n->c.klen) ||
+			    behind(g, n->c.key, n->c.klen))
+				continue;
+			ret = grow(&l->child, l->children, &s->child_room[j],
+				   sizeof(*l->child));
+			if (!ret)
+				((struct lost_child *)l->child)[l->children++] = n->c;
+			break;
+		}
+	}
+	for (size_t j = 0; j < s->losts; j++)
+		if (s->lost[j].children)
+			qsort((void *)s->lost[j].child, s->lost[j].children,
+			      sizeof(struct lost_child), child_cmp);
+	return ret;
 }
 
 static int find_children(struct search *s)
@@ -206,11 +269,7 @@ static int find_children(struct search *s)
 	}
 	cli_progress_end();
 	free(bits);
-	for (size_t i = 0; i < s->losts; i++)
-		if (s->lost[i].children)
-			qsort((void *)s->lost[i].child, s->lost[i].children,
-			      sizeof(struct lost_child), child_cmp);
-	return ret;
+	return ret ? ret : share_out(s);
 }
 
 /* ---- the checkpoint before ---------------------------------------------------------- */
@@ -263,7 +322,7 @@ static int older_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 static int own_items(struct search *s, struct lost_node *n)
 {
 	static const struct gap all;
-	struct disk_node *d = s->node;
+	struct disk_node *d = (void *)s->piece;
 	int ret = image_pread(s->f->im, d, s->size, n->block << s->f->shift);
 
 	if (!ret)
@@ -351,8 +410,8 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t losts, bool *found)
 	for (size_t i = 0; i < losts; i++)
 		inner = inner || lost[i].level;
 	s.piece = malloc(PIECE_BLOCKS * s.size);
-	s.node = malloc(s.size);
-	if (!s.piece || !s.node)
+	s.child_room = calloc(losts + 1, sizeof(*s.child_room));
+	if (!s.piece || !s.child_room)
 		ret = -ENOMEM;
 	for (size_t i = 0; !ret && i < losts; i++)
 		if (!gap_find(f, &lost[i]))
@@ -364,7 +423,9 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t losts, bool *found)
 	for (size_t i = 0; i < losts; i++)
 		*found = *found || lost[i].children || lost[i].item_count;
 	free(s.piece);
-	free(s.node);
+	free(s.child_room);
+	free(s.stray);
+	free(s.led);
 	return ret;
 }
 

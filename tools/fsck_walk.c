@@ -155,6 +155,7 @@ static int walk_node(void *ctx, enum table t, unsigned level, uint64_t block)
 	if (level == 0) {
 		w->leaf_before = w->leaf;
 		w->leaf = block;
+		f->new_leaf = true;
 	}
 	if (block >= 1ull << 62)
 		return 0;
@@ -302,7 +303,7 @@ static int walk_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 	struct walker *w = ctx;
 	struct fsck *f = w->f;
 	size_t n = klen < w->last_len ? klen : w->last_len;
-	int c = w->any ? memcmp(w->last, key, n) : -1;
+	int c = w->any ? memcmp(w->last, key, n) : -1, ret = 0;
 
 	if ((c > 0 || (c == 0 && w->last_len >= klen)) &&
 	    out_of_order(w, t, klen >= 8 ? be64_get(key) : 0))
@@ -318,7 +319,10 @@ static int walk_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 	f->klen = klen;
 	if (++f->items[t] % 4096 == 0)
 		cli_progress(table_name(t), f->items[t], w->of);
-	return w->item ? w->item(f, key, klen, val, vlen) : 0;
+	if (w->item)
+		ret = w->item(f, key, klen, val, vlen);
+	f->new_leaf = false;
+	return ret;
 }
 
 int fsck_walk(struct fsck *f, enum table t,
@@ -340,6 +344,7 @@ int fsck_walk(struct fsck *f, enum table t,
 	walk.ctx = w;
 	ret = volume_walk(f->v, t, &walk);
 	gaps_end(f, NULL, 0);
+	f->new_leaf = true;
 	free(w);
 	cli_progress_end();
 	return ret;

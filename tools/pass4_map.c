@@ -106,7 +106,8 @@ static int hole(struct fsck *f, struct cur *c, uint64_t from, uint64_t to)
 	if (bad)
 		return c->bad_blk < to ? runs_add(&c->bad_runs, c->bad_blk,
 						  to - c->bad_blk) : 0;
-	for (size_t i = 0; !ret && i < f->gap_count; i++) {
+	/* what stands in one leaf has lost nothing in between */
+	for (size_t i = 0; !ret && f->new_leaf && i < f->gap_count; i++) {
 		uint64_t lo, hi;
 
 		if (!gap_blocks(&f->gaps[i], c->ino, &lo, &hi))

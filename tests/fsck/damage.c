@@ -42,7 +42,7 @@
  *   group N                          spoil the Nth group of the journal
  *   scatter PATH N                   a file of every second of 2 N blocks
  *   dirty N                          N small transactions, durable, and a crash
- *   busy N                           twice N files and a checkpoint; a crash
+ *   busy N M                         twice N files and a checkpoint, M files, a crash
  *   truncate BYTES                   of the image
  *
  * These break nothing, but fail if it is not so, or print:
@@ -874,18 +874,19 @@ static void make_dirty(unsigned n)
 	image_close(im);
 }
 
-static void make_busy(unsigned n)
+static void make_busy(unsigned n, unsigned m)
 {
 	static const struct volume_repair none;
 	char name[32];
 
 	open_with(&none, false);
-	for (unsigned i = 0; i < 2 * n; i++) {
+	for (unsigned i = 0; i < 2 * n + m; i++) {
 		snprintf(name, sizeof(name), "busy%u", i);
 		add(ROOT_INO, name, S_IFREG | 0644, NULL);
-		if ((i + 1) % n == 0)
+		if (i < 2 * n && (i + 1) % n == 0)
 			must("checkpoint", volume_checkpoint(v));
 	}
+	must("sync", volume_sync(v));
 	volume_abandon(v);
 	image_close(im);
 }
@@ -1158,8 +1159,8 @@ int main(int argc, char **argv)
 		make_dirty((unsigned)number(argv[0]));
 		return 0;
 	}
-	if (!strcmp(c, "busy") && argc == 1) {
-		make_busy((unsigned)number(argv[0]));
+	if (!strcmp(c, "busy") && argc == 2) {
+		make_busy((unsigned)number(argv[0]), (unsigned)number(argv[1]));
 		return 0;
 	}
 	if (!strcmp(c, "claim-free") && argc == 1) {
