@@ -5,6 +5,7 @@
  * name any more.
  */
 #include "fs/fs_priv.h"
+#include "meta/repair.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -1102,6 +1103,84 @@ static void lookup_counts_are_exact(void **state)
 	free(model);
 }
 
+/* ---- what fsck had to give up ------------------------------------------------------ */
+
+/* As fsck.spaceweave marks file blocks blk .. blk + n - 1 of a hole. */
+static void put_lost(struct world *w, uint64_t ino, uint64_t blk, uint32_t n)
+{
+	struct disk_map d = {.len = put32(n), .flags = put32(MAP_LOST)};
+	uint8_t key[17];
+	struct txn *t;
+
+	be64_put(key, ino);
+	key[8] = KEY_MAP;
+	be64_put(key + 9, blk);
+	OK(txn_begin(w->v, TXN_NORMAL, &t));
+	OK(repair_put(t, TABLE_FILES, key, sizeof(key), &d, sizeof(d)));
+	OK(txn_commit(t));
+}
+
+/* "." data, "L" lost, " " zeroes, for each of the first blocks. */
+static const char *blocks_of(struct world *w, uint64_t ino, unsigned n)
+{
+	static char out[64];
+	static char room[2 * BLOCK];
+
+	for (unsigned i = 0; i < n; i++) {
+		char *data;
+		ssize_t got = fs_read(w->fs, ino, room, BLOCK, (off_t)i * BLOCK, &data);
+
+		assert_true(got == -EBADMSG || got > 0);
+		out[i] = (char)(got < 0 ? 'L' : *data ? '.' : ' ');
+	}
+	out[n] = 0;
+	return out;
+}
+
+static void what_is_lost_fails_to_read_until_it_is_written_over(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "lost"), copy = make(w, ROOT_INO, "copy");
+	static char data[4 * BLOCK];
+	struct stat st = {.st_size = 10 * BLOCK};
+
+	memset(data, 'x', sizeof(data));
+	OK(fs_write(w->fs, ino, data, BLOCK, 0, 0));
+	OK(fs_write(w->fs, ino, data, BLOCK, 9 * BLOCK, 0));
+	put_lost(w, ino, 2, 6);
+	assert_string_equal(blocks_of(w, ino, 10), ". LLLLLL .");
+	/* it takes no space, and is no hole */
+	assert_int_equal(stat_of(w, ino).st_blocks, 2 * BLOCK / 512);
+	assert_int_equal(fs_lseek(w->fs, ino, BLOCK, SEEK_DATA), 2 * BLOCK);
+	assert_int_equal(fs_lseek(w->fs, ino, 2 * BLOCK, SEEK_HOLE), 8 * BLOCK);
+	/* a part of a block can't be written, nor read for it */
+	assert_int_equal(fs_write(w->fs, ino, data, 10, 3 * BLOCK, 0), -EBADMSG);
+	OK(fs_write(w->fs, ino, data, 2 * BLOCK, 3 * BLOCK, 0));
+	assert_string_equal(blocks_of(w, ino, 10), ". L..LLL .");
+	/* nothing is set aside where something may have been */
+	OK(fs_fallocate(w->fs, ino, 0, 0, 10 * BLOCK));
+	assert_string_equal(blocks_of(w, ino, 10), ". L..LLL .");
+	/* a clone is as unreadable */
+	OK(fs_copy_file_range(w->fs, ino, 0, copy, 0, 10 * BLOCK));
+	assert_string_equal(blocks_of(w, copy, 10), ". L..LLL .");
+	OK(fs_fallocate(w->fs, ino, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			5 * BLOCK, BLOCK));
+	assert_string_equal(blocks_of(w, ino, 10), ". L.. LL .");
+	/* cut within a lost block; grown again it is lost still, the rest is not */
+	st.st_size = 6 * BLOCK + 100;
+	OK(fs_setattr(w->fs, ino, FS_SET_SIZE, &st));
+	st.st_size = 10 * BLOCK;
+	OK(fs_setattr(w->fs, ino, FS_SET_SIZE, &st));
+	assert_string_equal(blocks_of(w, ino, 10), ". L.. L   ");
+	world_again(w);
+	ino = find(w, ROOT_INO, "lost");
+	copy = find(w, ROOT_INO, "copy");
+	assert_string_equal(blocks_of(w, ino, 10), ". L.. L   ");
+	assert_string_equal(blocks_of(w, copy, 10), ". L..LLL .");
+	OK(fs_unlink(w->fs, ROOT_INO, "lost"));
+	OK(fs_unlink(w->fs, ROOT_INO, "copy"));
+}
+
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -1136,6 +1215,7 @@ int main(void)
 		TEST(statfs_is_true_while_checkpoints_pass),
 		TEST(a_full_volume_can_be_emptied_and_filled_again),
 		TEST(threads_leave_the_counts_right),
+		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		cmocka_unit_test(lookup_counts_are_exact),
 	};
 	const char *given = getenv("SEED");
