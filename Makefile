@@ -103,6 +103,15 @@ $(eval $(call program,spaceweave,$(VERB_SRC) $(CLI_SRC)))
 # Memory that fails: tests/fault.c stands before the allocator's calls.
 WRAP := $(foreach f,malloc calloc realloc aligned_alloc posix_memalign,-Wl,--wrap=$(f))
 
+# fsck.spaceweave, to be called by a program that gives it an image.
+FSCK_INSIDE := $(call obj,$(filter-out tools/fsck.c,$(FSCK_SRC)) $(CLI_SRC)) $(BUILD)/inside/fsck.o
+$(BUILD)/inside/fsck.o: tools/fsck.c
+	$(call say,CC,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(CFLAGS) -Dmain=fsck_main -Wno-missing-prototypes -MMD -MP -c -o $@ $<
+
+$(BUILD)/tests/crash_fsck: $(FSCK_INSIDE)
+$(BUILD)/tests/crash_fsck: WRAP += -Wl,--wrap=image_open,--wrap=exit
+
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(call obj,$(TEST_LIB)) $(CORE)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) $(WRAP) -o $@ $^ $(LIBS) $(shell pkg-config --libs cmocka)
@@ -141,7 +150,7 @@ SANS       := address,undefined thread
 # One thread races with nobody: the long crash tests are left out there.
 SAN_TESTS  := $(patsubst tests/%.c,build-address-undefined/tests/%,$(TEST_SRC)) \
 	$(patsubst tests/%.c,build-thread/tests/%,$(filter-out tests/crash_ops.c tests/crash_random.c \
-		tests/crash_recovery.c tests/test_fault.c tests/test_simulator.c,$(TEST_SRC)))
+		tests/crash_recovery.c tests/crash_fsck.c tests/test_fault.c tests/test_simulator.c,$(TEST_SRC)))
 MNT_TESTS  := $(filter-out tests/mnt/lib.sh,$(sort $(wildcard tests/mnt/*.sh)))
 FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/)) tests/fsck/undo.sh tests/fsck/fuzz.sh
 CHECK_JOBS ?= 2
@@ -186,10 +195,7 @@ fuzz:		## fuzz each reader of the disk format (FUZZ_TIME=seconds each, FUZZ_TARG
 
 FUZZ_WRAP := -Wl,--wrap=random64
 $(BUILD)/fuzz-fsck: FUZZ_WRAP += -Wl,--wrap=image_open,--wrap=exit
-$(BUILD)/fuzz-fsck: $(call obj,$(filter-out tools/fsck.c,$(FSCK_SRC)) $(CLI_SRC)) $(BUILD)/fuzz/fsck.o
-$(BUILD)/fuzz/fsck.o: tools/fsck.c
-	$(call say,CC,$@)
-	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(CFLAGS) -Dmain=fsck_main -Wno-missing-prototypes -c -o $@ $<
+$(BUILD)/fuzz-fsck: $(FSCK_INSIDE)
 $(BUILD)/fuzz-%: tests/fuzz/fuzz.c $(CORE)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer $(FUZZ_WRAP) \
@@ -299,4 +305,4 @@ help:		## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1	/p' $(MAKEFILE_LIST) | expand -t 16
 
 .SECONDARY:
--include $(patsubst %.c,$(BUILD)/%.d,$(SRC))
+-include $(patsubst %.c,$(BUILD)/%.d,$(SRC)) $(BUILD)/inside/fsck.d

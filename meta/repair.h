@@ -48,6 +48,9 @@ struct volume_repair {
 		unsigned item_count;
 	} *lost;
 	size_t losts;
+	/* After replay: JITEM_PUTs and JITEM_DELs, one behind the other. */
+	const void *items;
+	unsigned item_count;
 };
 
 /* Put or delete one item. What inodes in memory know is not changed: no inode

@@ -554,6 +554,9 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 		r = repair_nodes(v);
 	if (r == 0)
 		r = journal_apply(v);
+	if (r == 0 && v->opt.repair)
+		r = items_apply(v, v->opt.repair->items,
+				v->opt.repair->item_count);
 	if (r)
 		goto out;
 	if (!v->was_clean)
@@ -582,11 +585,11 @@ static int open_ro(struct volume *v)
 {
 	int r;
 
-	if (v->opt.repair && v->opt.repair->no_replay)
-		return 0;
+	bool replay = !v->opt.repair || !v->opt.repair->no_replay;
+
 	v->replaying = true;
 	r = repair_nodes(v);
-	if (r == 0)
+	if (r == 0 && replay)
 		r = journal_apply(v);
 	if (r == 0 && !v->opt.repair)
 		r = intents_finish(v);

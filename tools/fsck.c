@@ -33,7 +33,7 @@
 #define EXIT_CANCELLED 32
 
 #define LIVE_TRIES 5
-#define ROUNDS 8
+#define ROUNDS 12
 
 struct pass {
 	const char *name;
@@ -292,8 +292,9 @@ static int open_with(struct fsck *f, const struct volume_repair *how, char *msg,
  */
 static int open_volume(struct fsck *f)
 {
-	struct volume_repair how = {0};
+	struct volume_repair how = {.lost = f->saved, .losts = f->saved_count};
 	char msg[240] = "";
+	struct lost_node *all;
 	int ret = open_with(f, &how, msg, sizeof(msg));
 
 	if (!ret)
@@ -314,8 +315,13 @@ static int open_volume(struct fsck *f)
 	memset(f->items, 0, sizeof(f->items));
 	if (ret)
 		return ret;
-	how = (struct volume_repair){.lost = f->gone, .losts = f->gone_count};
+	all = saved_and(f, f->gone, f->gone_count);
+	if (!all)
+		return -ENOMEM;
+	how = (struct volume_repair){.lost = all,
+				     .losts = f->saved_count + f->gone_count};
 	ret = open_with(f, &how, msg, sizeof(msg));
+	free(all);
 	return ret ? ret : tables_init(f);
 }
 
@@ -349,7 +355,7 @@ static void forget(struct fsck *f)
 	f->gone = NULL;
 	f->gone_count = 0;
 	f->keep_blocks = f->drop_lost = f->look_again = f->incomplete = f->bitmaps_lost = false;
-	f->super_good = false;
+	f->super_good = f->seen_anew = false;
 }
 
 static double now(void)
@@ -477,7 +483,7 @@ static int check(struct fsck *f)
 static int repair(struct fsck *f)
 {
 	enum problem_mode mode = f->mode;
-	bool skipped, fixed = false, again = true;
+	bool skipped, fixed = false, again = true, asked = false;
 	uint64_t errors = 0;
 	int ret;
 
@@ -489,7 +495,7 @@ static int repair(struct fsck *f)
 		/* what is severely damaged is not written to without -y */
 		if (mode == PROBLEM_PREEN && problem_hopeless())
 			repairs_fini(&f->repairs);
-		if (f->repairs.count) {
+		if (f->repairs.count || f->saved_count) {
 			ret = repair_all(f);
 			if (ret < 0) {
 				cli_warn("cannot repair '%s': %s", f->path,
@@ -500,13 +506,14 @@ static int repair(struct fsck *f)
 			}
 		}
 		fixed = fixed || problem_repaired();
-		again = problem_progress();
+		again = problem_progress() || f->seen_anew;
 		if (!again)
 			break;
-		/* Look at the result; ask nothing twice. */
+		/* Look at the result; ask nothing twice that was done. */
+		asked = asked || !f->seen_anew;
 		forget(f);
 		f->force = f->force || !skipped;
-		if (mode == PROBLEM_ASK || i + 2 == ROUNDS)
+		if ((mode == PROBLEM_ASK && asked) || i + 2 == ROUNDS)
 			problem_init(f->path, PROBLEM_CHECK, f->verbose);
 		printf("%s: checking again\n", f->path);
 	}
@@ -542,6 +549,7 @@ int main(int argc, char **argv)
 	}
 	forget(&f);
 	free(f.gaps);
+	saved_fini(&f);
 	if (f.im != f.file)
 		image_close(f.im);
 	image_close(f.file);

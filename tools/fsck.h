@@ -249,6 +249,10 @@ struct fsck {
 	size_t gone_count;
 	struct gap *gaps;		/* of all rounds */
 	size_t gap_count;
+	struct lost_node *saved;	/* lost nodes of which something is found: the
+					   volume is seen with it, until it is put back */
+	size_t saved_count;
+	bool seen_anew;			/* this round has found some more */
 	bool keep_blocks;		/* free none: who owns them is in doubt */
 	bool bitmaps_lost;		/* some cannot be read */
 	struct repairs repairs;
@@ -280,9 +284,15 @@ int repair_later(struct fsck *f, const struct repair *r);
 int repair_all(struct fsck *f);
 int repair_super(struct fsck *f);
 void repairs_fini(struct repairs *r);
-/* Look for what lost nodes held. *found: some of it, which is in lost[] now. */
-int salvage(struct fsck *f, struct lost_node *lost, size_t losts, bool *found);
-void salvage_fini(struct lost_node *lost, size_t losts);
+/*
+ * Look for what lost nodes held. Those of which something is found are moved to
+ * f->saved; f->seen_anew says that there are some.
+ */
+int salvage(struct fsck *f, struct lost_node *lost, size_t *losts);
+void saved_fini(struct fsck *f);
+/* What is saved and `more`, as volume_repair wants it; to be freed. */
+struct lost_node *saved_and(const struct fsck *f, const struct lost_node *more,
+			    size_t count);
 
 /* ---- helpers of the passes ---------------------------------------------------------- */
 

@@ -4,12 +4,14 @@
  * each repair is one transaction, and the next round looks at what came of
  * them. Bitmaps come first, at opening, before anything is allocated: blocks
  * that are owned but free in the bitmap are claimed, blocks in use that nobody
- * owns are freed. What cannot be repaired now (an entry that another repair
+ * owns are freed. With the same checkpoint lost nodes go and single items are
+ * set: so a hole that was data is never seen without the mark that it is lost. What cannot be repaired now (an entry that another repair
  * has removed meanwhile) is left to the next round.
  *
  * Lost nodes come before all else: where something of what they held is found
- * (fsck_salvage.c) it is put back, and nothing else is done in that round, for
- * most of what it found came of the loss.
+ * (fsck_salvage.c) nothing is written, for most of what that round found came
+ * of the loss. The next one looks at the volume as it is with what was found,
+ * and what that finds is repaired together with putting it back.
  */
 #include "tools/fsck.h"
 
@@ -209,27 +211,7 @@ static int entry_change(struct fsck *f, const struct repair *r)
 	return end(f, dir, t, ret);
 }
 
-/* ---- items that belong to nothing ---------------------------------------------------------- */
-
-/* The key is the repair's name; with a value behind it, put that. */
-static int item_change(struct fsck *f, const struct repair *r)
-{
-	struct txn *t;
-	int ret = txn_begin(f->v, TXN_FREEING, &t);
-
-	if (ret)
-		return ret;
-	if (r->kind == REPAIR_ITEM_PUT)
-		ret = repair_put(t, (enum table)r->a, r->name, r->b,
-				 r->name + r->b, r->name_len - r->b);
-	else
-		ret = repair_del(t, (enum table)r->a, r->name, r->name_len);
-	if (ret) {
-		txn_abort(t);
-		return ret;
-	}
-	return txn_commit(t);
-}
+/* ---- xattrs, maps, orphans ------------------------------------------------------------------- */
 
 static int xattr_drop(struct fsck *f, const struct repair *r)
 {
@@ -283,41 +265,6 @@ static int cut(struct fsck *f, const struct repair *r)
 		ret = map_finish(f->v, ip);
 	rwlock_unlock(&ip->lock);
 	inode_put(f->v, ip);
-	return ret;
-}
-
-#define RUNS_AT_ONCE 64u
-
-/* Mark file blocks a .. b - 1 as lost. */
-static int lost_run(struct fsck *f, const struct repair *r)
-{
-	uint64_t blk = r->a;
-	int ret = 0;
-
-	while (!ret && blk < r->b) {
-		struct inode *ip;
-		struct txn *t;
-
-		ret = begin(f, r->ino, &ip, &t);
-		if (ret)
-			return ret;
-		inode_edit(t, ip)->flags |= INODE_LOST;
-		for (unsigned i = 0; !ret && i < RUNS_AT_ONCE && blk < r->b; i++) {
-			uint64_t n = r->b - blk < MAP_BARE_MAX ? r->b - blk :
-								 MAP_BARE_MAX;
-			struct disk_map d = {.birth = f->super.gen,
-					     .len = put32((uint32_t)n),
-					     .flags = put32(MAP_LOST)};
-			struct rawkey k;
-			uint8_t at[8];
-
-			be64_put(at, blk);
-			file_key(&k, r->ino, KEY_MAP, at, sizeof(at));
-			ret = repair_put(t, TABLE_FILES, k.b, k.len, &d, sizeof(d));
-			blk += n;
-		}
-		ret = end(f, ip, t, ret);
-	}
 	return ret;
 }
 
@@ -512,17 +459,15 @@ static int repair_one(struct fsck *f, const struct repair *r)
 		return f->keep_blocks ? -EBUSY : cut(f, r);
 	case REPAIR_XATTR_REMOVE:
 		return xattr_drop(f, r);
-	case REPAIR_ITEM_REMOVE:
-	case REPAIR_ITEM_PUT:
-		return item_change(f, r);
-	case REPAIR_LOST_RUN:
-		return lost_run(f, r);
 	case REPAIR_REF:
 		return ref_set(f, r);
 	case REPAIR_SPACE:
 	case REPAIR_BITMAPS:
 	case REPAIR_NODE:
 	case REPAIR_SORT:
+	case REPAIR_ITEM_REMOVE:
+	case REPAIR_ITEM_PUT:
+	case REPAIR_LOST_RUN:
 	case REPAIR_REPLAY:
 	case REPAIR_SUPER:
 		return 0;	/* done by opening, or by repair_super() */
@@ -559,6 +504,80 @@ static bool bitmaps_anew(const struct fsck *f)
 		if (f->repairs.v[i].kind == REPAIR_BITMAPS)
 			return true;
 	return false;
+}
+
+/* ---- items, as they shall be once the volume is open ------------------------------------------- */
+
+struct items {
+	uint8_t *v;
+	size_t bytes, room;
+	unsigned count;
+};
+
+static int items_add(struct items *l, enum journal_item type, uint64_t table,
+		     const void *key, size_t klen, const void *val, size_t vlen)
+{
+	struct disk_jitem h = {.type = (uint8_t)type,
+			       .table = (uint8_t)table,
+			       .klen = put16((uint16_t)klen),
+			       .vlen = put16((uint16_t)vlen)};
+	size_t len = sizeof(h) + klen + vlen;
+
+	if (l->bytes + len > l->room) {
+		size_t room = 2 * l->room + len + 4096;
+		void *p = realloc(l->v, room);
+
+		if (!p)
+			return -ENOMEM;
+		l->v = p;
+		l->room = room;
+	}
+	memcpy(l->v + l->bytes, &h, sizeof(h));
+	memcpy(l->v + l->bytes + sizeof(h), key, klen);
+	if (vlen)
+		memcpy(l->v + l->bytes + sizeof(h) + klen, val, vlen);
+	l->bytes += len;
+	l->count++;
+	return 0;
+}
+
+/* File blocks a .. b - 1 are lost. */
+static int items_add_lost(struct fsck *f, struct items *l, const struct repair *r)
+{
+	int ret = 0;
+
+	for (uint64_t n, blk = r->a; !ret && blk < r->b; blk += n) {
+		struct disk_map d = {.birth = f->super.gen,
+				     .flags = put32(MAP_LOST)};
+		struct rawkey k;
+		uint8_t at[8];
+
+		n = r->b - blk < MAP_BARE_MAX ? r->b - blk : MAP_BARE_MAX;
+		d.len = put32((uint32_t)n);
+		be64_put(at, blk);
+		file_key(&k, r->ino, KEY_MAP, at, sizeof(at));
+		ret = items_add(l, JITEM_PUT, TABLE_FILES, k.b, k.len, &d, sizeof(d));
+	}
+	return ret;
+}
+
+static int item_changes(struct fsck *f, struct items *l)
+{
+	int ret = 0;
+
+	for (size_t i = 0; !ret && i < f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i];
+
+		if (r->kind == REPAIR_ITEM_REMOVE)
+			ret = items_add(l, JITEM_DEL, r->a, r->name, r->name_len,
+					NULL, 0);
+		else if (r->kind == REPAIR_ITEM_PUT)
+			ret = items_add(l, JITEM_PUT, r->a, r->name, r->b,
+					r->name + r->b, r->name_len - r->b);
+		else if (r->kind == REPAIR_LOST_RUN)
+			ret = items_add_lost(f, l, r);
+	}
+	return ret;
 }
 
 /* What the bitmaps have to be told before anything is allocated. */
@@ -603,7 +622,7 @@ static struct lost_node *lost_nodes(const struct fsck *f, size_t *count)
 }
 
 static int open_for_repair(struct fsck *f, const struct runs *claim,
-			   const struct runs *release,
+			   const struct runs *release, const struct items *items,
 			   const struct lost_node *lost, size_t losts)
 {
 	const struct volume_repair space = {.claim = claim->v,
@@ -612,7 +631,9 @@ static int open_for_repair(struct fsck *f, const struct runs *claim,
 					    .releases = release->count,
 					    .bitmaps_anew = bitmaps_anew(f),
 					    .lost = lost,
-					    .losts = losts};
+					    .losts = losts,
+					    .items = items->v,
+					    .item_count = items->count};
 	struct volume_options opt = {.no_threads = true,
 				     .repair = &space,
 				     .program = cli_program,
@@ -652,29 +673,47 @@ static bool only_super(const struct repairs *rs)
 	return true;
 }
 
-int repair_all(struct fsck *f)
+/* All that is to be done with opening, in one checkpoint. */
+static int open_repaired(struct fsck *f, const struct lost_node *lost, size_t losts)
 {
 	struct runs claim = {0}, release = {0};
+	struct items items = {0};
+	struct lost_node *all = saved_and(f, lost, losts);
+	int ret = all ? space_changes(f, &claim, &release) : -ENOMEM;
+
+	if (!ret)
+		ret = item_changes(f, &items);
+	if (!ret)
+		ret = open_for_repair(f, &claim, &release, &items, all,
+				      f->saved_count + losts);
+	for (size_t i = 0; !ret && i < f->saved_count; i++)
+		problem_fixed(P_NODE_BAD);
+	if (!ret)
+		saved_fini(f);
+	free(all);
+	free(claim.v);
+	free(release.v);
+	free(items.v);
+	return ret;
+}
+
+int repair_all(struct fsck *f)
+{
 	int ret = repair_super(f), closed;
 	struct lost_node *lost;
 	size_t losts;
-	bool wait, found = false;
+	bool wait;
 
-	if (ret || !f->v || only_super(&f->repairs))
+	if (ret || !f->v || (only_super(&f->repairs) && !f->saved_count))
 		return ret;
 	lost = lost_nodes(f, &losts);
-	ret = lost ? salvage(f, lost, losts, &found) : -ENOMEM;
-	if (found)
-		printf("%s: of what lost nodes held some is found, and put back "
-		       "before all else\n", f->path);
-	else if (!ret)
-		ret = space_changes(f, &claim, &release);
-	if (!ret)
-		ret = open_for_repair(f, &claim, &release, lost, losts);
-	salvage_fini(lost, losts);
-	free(claim.v);
-	free(release.v);
-	if (ret)
+	ret = lost ? salvage(f, lost, &losts) : -ENOMEM;
+	if (!ret && !f->seen_anew)
+		ret = open_repaired(f, lost, losts);
+	free(lost);
+	if (f->seen_anew)
+		printf("%s: of what lost nodes held some is found\n", f->path);
+	if (ret || f->seen_anew)
 		return ret;
 	wait = entries_come_back(&f->repairs);
 	/* What is shared is marked so before anything can be freed. */
@@ -685,8 +724,7 @@ int repair_all(struct fsck *f)
 
 		if (first != (i < f->repairs.count))
 			continue;
-		if ((r->kind == REPAIR_LOST && wait) ||
-		    (found && !is_node(r)))
+		if (r->kind == REPAIR_LOST && wait)
 			continue;
 		ret = repair_one(f, r);
 		if (!ret && r->kind != REPAIR_SUPER)

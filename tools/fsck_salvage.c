@@ -397,31 +397,55 @@ static int look_in_older(struct search *s)
 
 /* ---- both ------------------------------------------------------------------------------ */
 
-int salvage(struct fsck *f, struct lost_node *lost, size_t losts, bool *found)
+/* From lost[] to what is saved, if anything is. */
+static int save(struct fsck *f, struct lost_node *lost, size_t *losts)
+{
+	size_t left = 0;
+
+	for (size_t i = 0; i < *losts; i++) {
+		struct lost_node *p;
+
+		if (!lost[i].children && !lost[i].item_count) {
+			lost[left++] = lost[i];
+			continue;
+		}
+		p = realloc(f->saved, (f->saved_count + 1) * sizeof(*p));
+		if (!p)
+			return -ENOMEM;
+		f->saved = p;
+		p[f->saved_count++] = lost[i];
+		f->seen_anew = true;
+	}
+	*losts = left;
+	return 0;
+}
+
+int salvage(struct fsck *f, struct lost_node *lost, size_t *losts)
 {
 	struct search s = {.f = f,
 			   .lost = lost,
-			   .losts = losts,
+			   .losts = *losts,
 			   .size = (size_t)1 << f->shift};
 	bool inner = false;
 	int ret = 0;
 
-	*found = false;
-	for (size_t i = 0; i < losts; i++)
-		inner = inner || lost[i].level;
+	if (!*losts)
+		return 0;
 	s.piece = malloc(PIECE_BLOCKS * s.size);
-	s.child_room = calloc(losts + 1, sizeof(*s.child_room));
+	s.child_room = calloc(s.losts, sizeof(*s.child_room));
 	if (!s.piece || !s.child_room)
 		ret = -ENOMEM;
-	for (size_t i = 0; !ret && i < losts; i++)
+	for (size_t i = 0; !ret && i < s.losts; i++) {
+		inner = inner || lost[i].level;
 		if (!gap_find(f, &lost[i]))
 			ret = own_items(&s, &lost[i]);
+	}
 	if (!ret && inner && !f->bitmaps_lost)
 		ret = find_children(&s);
-	if (!ret && losts)
+	if (!ret)
 		ret = look_in_older(&s);
-	for (size_t i = 0; i < losts; i++)
-		*found = *found || lost[i].children || lost[i].item_count;
+	if (!ret)
+		ret = save(f, lost, losts);
 	free(s.piece);
 	free(s.child_room);
 	free(s.stray);
@@ -429,11 +453,25 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t losts, bool *found)
 	return ret;
 }
 
-void salvage_fini(struct lost_node *lost, size_t losts)
+void saved_fini(struct fsck *f)
 {
-	for (size_t i = 0; lost && i < losts; i++) {
-		free((void *)lost[i].child);
-		free((void *)lost[i].items);
+	for (size_t i = 0; i < f->saved_count; i++) {
+		free((void *)f->saved[i].child);
+		free((void *)f->saved[i].items);
 	}
-	free(lost);
+	free(f->saved);
+	f->saved = NULL;
+	f->saved_count = 0;
+}
+
+struct lost_node *saved_and(const struct fsck *f, const struct lost_node *more,
+			    size_t count)
+{
+	struct lost_node *all = calloc(f->saved_count + count + 1, sizeof(*all));
+
+	if (all && f->saved_count)
+		memcpy(all, f->saved, f->saved_count * sizeof(*all));
+	if (all && count)
+		memcpy(all + f->saved_count, more, count * sizeof(*all));
+	return all;
 }

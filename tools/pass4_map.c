@@ -132,20 +132,48 @@ static int mark_lost(struct fsck *f, struct cur *c, enum problem_id id,
 	return repair_later(f, &r);
 }
 
+/* With the runs, the inode is told that it has some. */
+static int mark_inode(struct fsck *f, struct cur *c)
+{
+	struct {
+		uint8_t key[9];
+		struct disk_inode d;
+	} __attribute__((packed)) item;
+	struct repair r = {.kind = REPAIR_ITEM_PUT,
+			   .id = P_MAP_LOST,
+			   .a = TABLE_FILES,
+			   .b = sizeof(item.key),
+			   .name = (char *)&item,
+			   .name_len = sizeof(item)};
+
+	memset(&item, 0, sizeof(item));
+	c->a.flags |= INODE_LOST;
+	c->a.blks = c->blks;
+	be64_put(item.key, c->ino);
+	item.key[8] = KEY_INODE;
+	attr_encode(&c->a, &item.d);
+	return repair_later(f, &r);
+}
+
 int map_lost(struct fsck *f, struct cur *c)
 {
 	bool lacks = !c->seen || c->a.blks != c->blks || c->a.flags & INODE_LOST;
 	int ret = c->seen ? hole(f, c, c->map_end, file_end(f, c)) : 0;
+	bool marked = c->bad_runs.count;
 
 	for (size_t i = 0; !ret && i < c->bad_runs.count; i++)
 		ret = mark_lost(f, c, P_MAP_RUN, &c->bad_runs.v[i]);
 	for (size_t i = 0; !ret && lacks && i < c->gap_runs.count; i++) {
 		const struct extent *e = &c->gap_runs.v[i];
 
-		if (PROBLEM(P_MAP_LOST, .ino = c->ino, .is = e->start,
-			    .want = e->start + e->len - 1))
-			ret = mark_lost(f, c, P_MAP_LOST, e);
+		if (!PROBLEM(P_MAP_LOST, .ino = c->ino, .is = e->start,
+			     .want = e->start + e->len - 1))
+			continue;
+		marked = true;
+		ret = mark_lost(f, c, P_MAP_LOST, e);
 	}
+	if (!ret && marked && c->seen)
+		ret = mark_inode(f, c);
 	free(c->bad_runs.v);
 	free(c->gap_runs.v);
 	c->bad_runs = c->gap_runs = (struct runs){0};
