@@ -197,7 +197,7 @@ static int gap_begin(struct fsck *f, const struct walker *w,
 	return 0;
 }
 
-/* The next item of the table; none, at its end. */
+/* The next item of the table; "" at its end. */
 static void gaps_end(struct fsck *f, const uint8_t *key, size_t klen)
 {
 	for (size_t i = 0; i < f->gap_count; i++) {
@@ -343,7 +343,7 @@ int fsck_walk(struct fsck *f, enum table t,
 	w->of = get64(f->super.root[t].items);
 	walk.ctx = w;
 	ret = volume_walk(f->v, t, &walk);
-	gaps_end(f, NULL, 0);
+	gaps_end(f, (const uint8_t *)"", 0);
 	f->new_leaf = true;
 	free(w);
 	cli_progress_end();
