@@ -4,6 +4,7 @@
  * The power is cut while fsck.spaceweave repairs a damaged volume: another
  * repair has to come to the same. Where nothing need be lost nothing is, to
  * the last item; where something is, what can be read is what was written.
+ * Likewise when the image's calls or allocations fail under a repair.
  *
  *   SEED=n     (default 1)
  *   STATES=n   about so many crash states for each damage; 0: many
@@ -474,10 +475,74 @@ static void a_repair_that_is_cut_off_can_be_made_again(void **state)
 	print_message("%u damages, %" PRIu64 " crash states of repairs\n", n, cuts);
 }
 
+/* ---- failing ------------------------------------------------------------------------------ */
+
+/* One repair whose n-th call of this kind fails, and a repair after that. */
+static void fail_at(const struct fault *base, struct verify *v, int kind, uint64_t n,
+		    bool for_ever)
+{
+	struct fault *f = fault_create_over(base);
+	char when[80];
+	int ret;
+
+	if (kind < FAULT_CALLS)
+		fault_fail(f, (enum fault_call)kind, n, EIO, for_ever, false);
+	else
+		fault_memory(n, for_ever);
+	ret = fsck(f, "-fy");
+	fault_fail(f, FAULT_CALLS, 0, 0, false, false);
+	fault_memory(UINT64_MAX, false);
+	snprintf(when, sizeof(when), "kind %d, call %" PRIu64 " fails%s", kind, n,
+		 for_ever ? " and all after it" : "");
+	if (ret & ~(1 | 4 | 8))
+		fail_msg("%s, %s: fsck -fy exits with %d", v->d->name, when, ret);
+	/* a node that could not be read was given up */
+	must_be_repaired(f, v, when, v->d->keeps == KEEPS && kind != FAULT_READ);
+	v->cuts++;
+	fault_destroy(f);
+}
+
+static void what_fails_under_a_repair_loses_nothing(void **state)
+{
+	static const int kinds[] = {FAULT_READ, FAULT_WRITE, FAULT_FLUSH, FAULT_CALLS};
+	unsigned n = sizeof(damages) / sizeof(damages[0]);
+	uint64_t states = env_u64("STATES", 500), runs = 0;
+
+	(void)state;
+	for (unsigned i = 0; i < n; i++) {
+		struct fault *base = make(damages[i].dirty), *f;
+		struct verify v = {.d = &damages[i], .want = digest(base)};
+		uint64_t most = states ? 1 + states / n / 8 : UINT64_MAX, allocations;
+
+		damages[i].fn(base);
+		f = fault_create_over(base);
+		fault_memory(UINT64_MAX, false);
+		(void)fsck(f, "-fy");
+		allocations = fault_memory(UINT64_MAX, false);
+		for (unsigned k = 0; k < 4; k++) {
+			uint64_t calls = kinds[k] == FAULT_CALLS ?
+						 allocations :
+						 fault_count(f, (enum fault_call)kinds[k]);
+			uint64_t step = calls / most + 1;
+
+			for (uint64_t at = 0; at < calls; at += step) {
+				fail_at(base, &v, kinds[k], at, false);
+				fail_at(base, &v, kinds[k], at, true);
+			}
+		}
+		fault_destroy(f);
+		fault_destroy(base);
+		runs += v.cuts;
+	}
+	print_message("%u damages, %" PRIu64 " repairs in which something failed\n", n,
+		      runs);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_repair_that_is_cut_off_can_be_made_again),
+		cmocka_unit_test(what_fails_under_a_repair_loses_nothing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
