@@ -146,6 +146,7 @@ static int look_at(struct search *s, uint64_t block, const struct disk_node *d)
 	int ret = 0;
 
 	if (get32(d->magic) != NODE_MAGIC || !get16(d->count) ||
+	    get64(d->self.birth) > get64(s->f->super.gen) ||
 	    repair_node_verify(d, s->size, block) || !lowest_key(s, d, &n.c))
 		return 0;
 	for (unsigned i = 0; !ret && d->level && i < get16(d->count); i++) {
