@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,11 +24,17 @@ void *__real_calloc(size_t n, size_t size);
 void *__real_realloc(void *p, size_t n);
 void *__real_aligned_alloc(size_t align, size_t n);
 int __real_posix_memalign(void **out, size_t align, size_t n);
+void *__real_mmap64(void *at, size_t n, int prot, int flags, int fd, off_t off);
+int __real_pthread_create(pthread_t *t, const pthread_attr_t *attr,
+			  void *(*run)(void *), void *arg);
 void *__wrap_malloc(size_t n);
 void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_realloc(void *p, size_t n);
 void *__wrap_aligned_alloc(size_t align, size_t n);
 int __wrap_posix_memalign(void **out, size_t align, size_t n);
+void *__wrap_mmap64(void *at, size_t n, int prot, int flags, int fd, off_t off);
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr,
+			  void *(*run)(void *), void *arg);
 
 static __thread uint64_t memory_calls;
 static __thread uint64_t memory_fail = UINT64_MAX;
@@ -68,6 +75,20 @@ void *__wrap_aligned_alloc(size_t align, size_t n)
 int __wrap_posix_memalign(void **out, size_t align, size_t n)
 {
 	return memory_fails() ? ENOMEM : __real_posix_memalign(out, align, n);
+}
+
+void *__wrap_mmap64(void *at, size_t n, int prot, int flags, int fd, off_t off)
+{
+	if (!memory_fails())
+		return __real_mmap64(at, n, prot, flags, fd, off);
+	errno = ENOMEM;
+	return MAP_FAILED;
+}
+
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr,
+			  void *(*run)(void *), void *arg)
+{
+	return memory_fails() ? EAGAIN : __real_pthread_create(t, attr, run, arg);
 }
 
 uint64_t fault_memory(uint64_t n, bool for_ever)

@@ -85,8 +85,9 @@ uint64_t fault_failures(const struct fault *f);
 
 /*
  * Memory: the n-th malloc, calloc, realloc or aligned allocation of this thread
- * by the code under test gives NULL (and then all, if for_ever). UINT64_MAX
- * ends it. Returns how many there were since the last call.
+ * by the code under test gives NULL (and then all, if for_ever), and so does
+ * mmap; a thread cannot be made. UINT64_MAX ends it. Returns how many there
+ * were since the last call.
  */
 uint64_t fault_memory(uint64_t n, bool for_ever);
 

@@ -42,6 +42,9 @@
  *   dirty N                          N small transactions, durable, and a crash
  *   truncate BYTES                   of the image
  *   has PATH                         breaks nothing: fails if it is not there
+ *   busy FILE MS                     breaks nothing: holds the volume open until
+ *                                    there is FILE, with a checkpoint each MS
+ *                                    milliseconds (-1: none); FILE.held says so
  *
  * Numbers take 0x. A field's VALUE may be +N or -N, or @PATH, an inode's number.
  */
@@ -823,6 +826,33 @@ static void make_dirty(unsigned n)
 	image_close(im);
 }
 
+static void busy(const char *file, int ms)
+{
+	static const struct volume_repair none;
+	struct inode *ip;
+	struct txn *x;
+	char held[300];
+
+	open_with(&none, false);
+	snprintf(held, sizeof(held), "%s.held", file);
+	close(open(held, O_WRONLY | O_CREAT, 0644));
+	while (access(file, F_OK)) {
+		if (ms < 0) {
+			usleep(1000);
+			continue;
+		}
+		must("file", inode_get(v, ino_of("/dir/sub/deep"), &ip));
+		rwlock_write(&ip->lock);
+		must("begin", txn_begin(v, TXN_NORMAL, &x));
+		inode_edit(x, ip)->mtime.sec++;
+		must("commit", txn_commit(x));
+		done(ip);
+		must("checkpoint", volume_checkpoint(v));
+		usleep((unsigned)ms * 1000);
+	}
+	close_volume();
+}
+
 static uint64_t free_run(uint64_t len)
 {
 	struct extent e;
@@ -1029,6 +1059,10 @@ int main(int argc, char **argv)
 	argc -= 3;
 	if (!strcmp(c, "dirty") && argc == 1) {
 		make_dirty((unsigned)number(argv[0]));
+		return 0;
+	}
+	if (!strcmp(c, "busy") && argc == 2) {
+		busy(argv[0], atoi(argv[1]));
 		return 0;
 	}
 	if (!strcmp(c, "claim-free") && argc == 1) {
