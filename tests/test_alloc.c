@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "alloc/alloc.h"
+#include "tests/fault.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SLOW 10				/* sanitizers: fewer steps */
@@ -66,7 +67,24 @@ struct walk {
 	unsigned char *map;
 	struct extent *held;
 	size_t count, max;
+	bool starved;			/* memory may be short */
 };
+
+static bool starved(const struct walk *w, int err)
+{
+	return w->starved && err == -ENOMEM;
+}
+
+/* Among what is held, whose units are marked. */
+static void walk_keep(struct walk *w, struct extent e)
+{
+	if (w->count == w->max) {
+		w->max = w->max ? w->max * 2 : 1024;
+		w->held = sim_realloc(w->held, w->max * sizeof(*w->held));
+		assert_non_null(w->held);
+	}
+	w->held[w->count++] = e;
+}
 
 static void walk_hold(struct walk *w, uint64_t start, uint64_t len)
 {
@@ -76,12 +94,7 @@ static void walk_hold(struct walk *w, uint64_t start, uint64_t len)
 		assert_int_equal(w->map[i], FREE);
 	memset(w->map + start, USED, len);
 	w->free -= len;
-	if (w->count == w->max) {
-		w->max = w->max ? w->max * 2 : 1024;
-		w->held = realloc(w->held, w->max * sizeof(*w->held));
-		assert_non_null(w->held);
-	}
-	w->held[w->count++] = (struct extent){ start, len };
+	walk_keep(w, (struct extent){ start, len });
 }
 
 static uint64_t walk_longest(const struct walk *w)
@@ -128,8 +141,10 @@ static void step_one(struct walk *w)
 				  : alloc_near(w->a, some_goal(w), len, &e);
 
 	if (err) {
-		assert_int_equal(err, -ENOSPC);
 		assert_int_equal(e.start, 7);
+		if (starved(w, err))
+			return;
+		assert_int_equal(err, -ENOSPC);
 		if (len <= w->free - w->reserved)
 			assert_true(walk_longest(w) < len);
 		return;
@@ -150,10 +165,14 @@ static void step_vec(struct walk *w, bool reserved)
 			return;
 		err = alloc_vec_reserved(w->a, some_goal(w), len, out, 8,
 					 &count, &got);
+		if (starved(w, err))
+			return;
 		assert_int_equal(err, 0);
 		w->reserved -= got;
 	} else {
 		err = alloc_vec(w->a, some_goal(w), len, out, 8, &count, &got);
+		if (starved(w, err))
+			return;
 		if (len > w->free - w->reserved) {
 			assert_int_equal(err, -ENOSPC);
 			return;
@@ -179,6 +198,8 @@ static void step_reserve(struct walk *w)
 	} else if (w->reserved + n < w->units / 4) {
 		int err = alloc_reserve(w->a, n);
 
+		if (starved(w, err))
+			return;
 		assert_int_equal(err, n <= w->free - w->reserved ? 0 : -ENOSPC);
 		if (!err)
 			w->reserved += n;
@@ -191,6 +212,8 @@ static void step_exact(struct walk *w)
 	uint64_t len = 1 + below(&w->r, 100), i;
 	int err = alloc_exact(w->a, start, len);
 
+	if (starved(w, err))
+		return;
 	if (start + len > w->units) {
 		assert_int_equal(err, -ERANGE);
 		return;
@@ -203,6 +226,42 @@ static void step_exact(struct walk *w)
 		assert_int_equal(err, 0);
 		walk_hold(w, start, len);
 	}
+}
+
+/* In one step, or in two. Not 0: there was no memory for it; it is still held. */
+static int give_back(struct walk *w, struct extent e)
+{
+	int err;
+
+	if (below(&w->r, 3)) {
+		err = alloc_free(w->a, e.start, e.len);
+		assert_true(!err || starved(w, err));
+		return err;
+	}
+	err = alloc_defer(w->a, e.start, e.len);
+	assert_true(!err || starved(w, err));
+	if (err)
+		return err;
+	err = alloc_defer(w->a, e.start, 1);
+	assert_true(err == -EINVAL || starved(w, err));
+	err = alloc_free(w->a, e.start + e.len - 1, 1);
+	assert_true(err == -EINVAL || starved(w, err));
+	err = below(&w->r, 2) ? alloc_release(w->a, e.start, e.len) : -ENOMEM;
+	if (!err) {
+		err = alloc_release(w->a, e.start, e.len);
+		assert_true(err == -EINVAL || starved(w, err));
+		return 0;
+	}
+	assert_int_equal(err, -ENOMEM);
+	err = alloc_undefer(w->a, e.start, e.len);
+	assert_true(!err || starved(w, err));
+	while (err)		/* it is ours, one way or the other */
+		err = alloc_undefer(w->a, e.start, e.len);
+	err = alloc_undefer(w->a, e.start, e.len);
+	assert_true(err == -EINVAL || starved(w, err));
+	err = alloc_free(w->a, e.start, e.len);
+	assert_true(!err || starved(w, err));
+	return err;
 }
 
 static void step_free(struct walk *w)
@@ -224,23 +283,9 @@ static void step_free(struct walk *w)
 	} else {
 		w->held[i] = w->held[--w->count];
 	}
-	if (below(&w->r, 3)) {
-		assert_int_equal(alloc_free(w->a, e.start, e.len), 0);
-	} else {
-		assert_int_equal(alloc_defer(w->a, e.start, e.len), 0);
-		assert_int_equal(alloc_defer(w->a, e.start, 1), -EINVAL);
-		assert_int_equal(alloc_free(w->a, e.start + e.len - 1, 1),
-				 -EINVAL);
-		if (below(&w->r, 2)) {
-			assert_int_equal(alloc_undefer(w->a, e.start, e.len), 0);
-			assert_int_equal(alloc_undefer(w->a, e.start, e.len),
-					 -EINVAL);
-			assert_int_equal(alloc_free(w->a, e.start, e.len), 0);
-		} else {
-			assert_int_equal(alloc_release(w->a, e.start, e.len), 0);
-			assert_int_equal(alloc_release(w->a, e.start, e.len),
-					 -EINVAL);
-		}
+	if (give_back(w, e)) {
+		walk_keep(w, e);
+		return;
 	}
 	memset(w->map + e.start, FREE, e.len);
 	w->free += e.len;
@@ -255,7 +300,7 @@ static void step_misuse(struct walk *w)
 		assert_int_equal(alloc_free(w->a, start, len), -ERANGE);
 		return;
 	}
-	for (uint64_t i = start; i < start + len; i++)
+	for (uint64_t i = start; i < start + len && !w->starved; i++)
 		if (w->map[i] == FREE) {
 			assert_int_equal(alloc_free(w->a, start, len), -EINVAL);
 			assert_int_equal(alloc_defer(w->a, start, len), -EINVAL);
@@ -283,6 +328,8 @@ static void step_resize(struct walk *w)
 	while (end > units && w->map[end - 1] == FREE)
 		end--;
 	err = alloc_resize(w->a, units, &busy);
+	if (starved(w, err))
+		return;
 	if (end > units) {
 		uint64_t first = units;
 
@@ -349,6 +396,28 @@ static void walk_finish(struct walk *w)
 	free(w->held);
 }
 
+static void walk_step(struct walk *w, unsigned i)
+{
+	/* The tide: fill for a while, then empty for a while. */
+	unsigned tide = i / 4096 % 2 ? 35 : 55;
+	unsigned what = (unsigned)below(&w->r, 100);
+
+	if (what < tide / 2)
+		step_one(w);
+	else if (what < tide)
+		step_vec(w, below(&w->r, 2));
+	else if (what < tide + 3)
+		step_reserve(w);
+	else if (what < tide + 6)
+		step_exact(w);
+	else if (what < tide + 9)
+		step_misuse(w);
+	else if (what == tide + 9 && i % 8 == 0)
+		step_resize(w);
+	else
+		step_free(w);
+}
+
 static void walk(uint64_t units, enum alloc_policy policy, unsigned steps,
 		 unsigned check_every, uint64_t s)
 {
@@ -361,24 +430,7 @@ static void walk(uint64_t units, enum alloc_policy policy, unsigned steps,
 	assert_non_null(w.map);
 	assert_int_equal(alloc_open(&cfg, NULL, 0, &w.a), 0);
 	for (unsigned i = 0; i < steps; i++) {
-		/* The tide: fill for a while, then empty for a while. */
-		unsigned tide = i / 4096 % 2 ? 35 : 55;
-		unsigned what = (unsigned)below(&w.r, 100);
-
-		if (what < tide / 2)
-			step_one(&w);
-		else if (what < tide)
-			step_vec(&w, below(&w.r, 2));
-		else if (what < tide + 3)
-			step_reserve(&w);
-		else if (what < tide + 6)
-			step_exact(&w);
-		else if (what < tide + 9)
-			step_misuse(&w);
-		else if (what == tide + 9 && i % 8 == 0)
-			step_resize(&w);
-		else
-			step_free(&w);
+		walk_step(&w, i);
 		assert_int_equal(alloc_free_units(w.a), w.free - w.reserved);
 		if (i % check_every == 0)
 			check(w.a);
@@ -408,6 +460,65 @@ static void several_chunks_walk(void **state)
 	walk(3 * ALLOC_CHUNK + 17, ALLOC_BEST_FIT, 300000 / SLOW, 64, 2);
 	walk(3 * ALLOC_CHUNK + 17, ALLOC_FIRST_FIT, 100000 / SLOW, 64, 3);
 	walk(7 * ALLOC_CHUNK - 1, ALLOC_BEST_FIT, 400000 / SLOW, 128, 4);
+}
+
+/*
+ * Memory fails at every place, once and from then on, in a walk over a fresh
+ * space: what was asked for is refused, nothing else changes, and all goes on
+ * when there is memory again.
+ */
+static void mend(struct walk *w)
+{
+	/* What could not be given back half way stays in use, owned by nobody. */
+	for (uint64_t i = 0; alloc_free_units(w->a) != w->free - w->reserved &&
+			     i < w->units; i++)
+		if (w->map[i] == FREE)
+			(void)alloc_free(w->a, i, 1);
+}
+
+static uint64_t starve(uint64_t units, enum alloc_policy policy, uint64_t n,
+		       bool for_ever)
+{
+	struct alloc_config cfg = { .units = units, .policy = policy, .shards = 3 };
+	struct walk w = { .r = { 11 }, .units = units, .free = units };
+	uint64_t calls;
+	int err;
+
+	fault_memory(n, for_ever);
+	err = alloc_open(&cfg, NULL, 0, &w.a);
+	if (err) {
+		assert_int_equal(err, -ENOMEM);
+		return fault_memory(UINT64_MAX, false);
+	}
+	w.starved = true;
+	w.max_units = units * 2;
+	w.map = sim_calloc(1, w.max_units);
+	for (unsigned i = 0; i < 3000; i++)
+		walk_step(&w, i);
+	calls = fault_memory(UINT64_MAX, false);
+	w.starved = false;
+	mend(&w);
+	check(w.a);
+	assert_int_equal(alloc_free_units(w.a), w.free - w.reserved);
+	walk_compare(&w);
+	for (unsigned i = 0; i < 500; i++)
+		walk_step(&w, i);
+	walk_finish(&w);
+	return calls;
+}
+
+static void a_lack_of_memory_refuses_and_changes_nothing(void **state)
+{
+	(void)state;
+	for (enum alloc_policy p = ALLOC_FIRST_FIT; p <= ALLOC_BEST_FIT; p++)
+		for (uint64_t units = 2000; units < 200000; units *= 60) {
+			uint64_t n = starve(units, p, UINT64_MAX, false);
+
+			print_message("%llu allocations\n", (unsigned long long)n);
+			for (uint64_t i = 0; i < n; i++)
+				for (unsigned for_ever = 0; for_ever < 2; for_ever++)
+					starve(units, p, i, for_ever);
+		}
 }
 
 static void a_bad_configuration_is_named(void **state)
@@ -964,6 +1075,7 @@ int main(void)
 		cmocka_unit_test(a_tiny_space_walks),
 		cmocka_unit_test(a_chunk_walks),
 		cmocka_unit_test(several_chunks_walk),
+		cmocka_unit_test(a_lack_of_memory_refuses_and_changes_nothing),
 		cmocka_unit_test(a_petabyte_opens_at_once),
 		cmocka_unit_test(what_follows_a_goal_lies_behind_it),
 		cmocka_unit_test(a_source_is_asked_as_needed),
