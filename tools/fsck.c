@@ -287,7 +287,7 @@ static int open_with(struct fsck *f, const struct volume_repair *how, char *msg,
  */
 static int open_volume(struct fsck *f)
 {
-	struct volume_repair how = {0};
+	struct volume_repair how = {.gen = get64(f->super.gen)};
 	char msg[240] = "";
 	int ret = open_with(f, &how, msg, sizeof(msg));
 
@@ -309,7 +309,9 @@ static int open_volume(struct fsck *f)
 	memset(f->items, 0, sizeof(f->items));
 	if (ret)
 		return ret;
-	how = (struct volume_repair){.lost = f->gone, .losts = f->gone_count};
+	how.no_replay = false;
+	how.lost = f->gone;
+	how.losts = f->gone_count;
 	ret = open_with(f, &how, msg, sizeof(msg));
 	return ret ? ret : tables_init(f);
 }
@@ -481,6 +483,11 @@ static int repair(struct fsck *f)
 		if (ret)
 			return operation_failed(f, ret);
 		errors = problem_errors();
+		if (repair_hasty(f)) {
+			cli_warn("what could not be read can be now: once more");
+			forget(f);
+			continue;
+		}
 		/* what is severely damaged is not written to without -y */
 		if (mode == PROBLEM_PREEN && problem_hopeless())
 			repairs_fini(&f->repairs);

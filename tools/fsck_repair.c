@@ -552,7 +552,8 @@ static int open_for_repair(struct fsck *f, const struct runs *claim,
 			   const struct runs *release,
 			   const struct lost_node *lost, size_t losts)
 {
-	const struct volume_repair space = {.claim = claim->v,
+	const struct volume_repair space = {.gen = get64(f->super.gen),
+					    .claim = claim->v,
 					    .claims = claim->count,
 					    .release = release->v,
 					    .releases = release->count,
@@ -596,6 +597,20 @@ static bool only_super(const struct repairs *rs)
 		if (rs->v[i].kind != REPAIR_SUPER)
 			return false;
 	return true;
+}
+
+bool repair_hasty(struct fsck *f)
+{
+	static uint8_t buf[1u << BLOCK_SHIFT_MAX];
+
+	for (size_t i = 0; i < f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i];
+
+		if (r->unread && r->b < f->blocks &&
+		    !image_pread(f->im, buf, (size_t)1 << f->shift, r->b << f->shift))
+			return true;
+	}
+	return false;
 }
 
 int repair_all(struct fsck *f)

@@ -175,7 +175,8 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 			   .id = P_NODE_BAD,
 			   .ino = t,
 			   .a = level,
-			   .b = block};
+			   .b = block,
+			   .unread = what && !strcmp(what, NODE_UNREAD)};
 
 	if (PROBLEM(P_NODE_BAD, .name = table_name(t), .is = level, .blk = block,
 		    .what = what ? what : "unreadable") &&
