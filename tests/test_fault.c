@@ -257,6 +257,85 @@ static void memory_that_runs_out_loses_nothing(void **state)
 	sweep(0, 2, true);
 }
 
+/* ---- after a crash ---------------------------------------------------------- */
+
+/* Promised, and in the journal's tail alone: data that rides, and data beside it. */
+static struct world *crashed_world(void)
+{
+	struct world_options opt = options;
+	struct world *w;
+	uint64_t ino = 0;
+
+	opt.bytes = 4u << 20;
+	w = world_create(&opt, NULL);
+	scenario(w);
+	world_create_file(w, ROOT_INO, "small", 0644, 0, &ino);
+	world_write(w, ino, 0, 3000, 2);
+	must_report(w, world_fsync(w, ino));
+	world_create_file(w, ROOT_INO, "large", 0644, 0, &ino);
+	world_write(w, ino, 0, 200000, 1);
+	must_report(w, world_fsync(w, ino));
+	world_abandon(w);
+	return w;
+}
+
+/*
+ * Whatever fails while a volume is opened after a crash: it opens with all that
+ * was promised, or not at all, and the next time it does.
+ */
+static uint64_t reopen(struct world *from, unsigned kind, uint64_t n, bool for_ever)
+{
+	struct world *w = world_fork(from);
+	uint64_t count_now;
+	int err;
+
+	snprintf(repro, sizeof(repro), "test_fault: open after a crash, KIND=%u "
+		 "INDEX=%" PRIu64 " MODE=%d", kind, n, for_ever);
+	fault_memory(UINT64_MAX, false);
+	if (kind == FAULT_CALLS)
+		fault_memory(n, for_ever);
+	else
+		fault_fail(w->f, kind, n, EIO, for_ever, false);
+	err = world_open(w);
+	count_now = fault_memory(UINT64_MAX, false);
+	if (kind != FAULT_CALLS)
+		count_now = fault_count(w->f, kind);
+	fault_fail(w->f, FAULT_READ, 0, 0, false, false);
+	failed_opens += err != 0;
+	if (err)
+		err = world_open(w);
+	if (err)
+		world_fail(w, "open: %s: %s", strerror(-err), w->message);
+	world_check(w);
+	err = world_close(w);
+	if (err)
+		world_fail(w, "close: %s", strerror(-err));
+	world_destroy(w);
+	return count_now;
+}
+
+static void an_open_that_fails_loses_nothing(void **state)
+{
+	static const unsigned kinds[] = {FAULT_READ, FAULT_WRITE, FAULT_FLUSH,
+					 FAULT_ENSURE, FAULT_CALLS};
+	struct world *w = crashed_world();
+
+	(void)state;
+	for (unsigned k = 0; k < 5; k++) {
+		struct effort e = effort_begin(0, 2);
+		uint64_t n = reopen(w, kinds[k], UINT64_MAX, false);
+
+		failed_opens = 0;
+		for (uint64_t i = 0; i < n && !effort_spent(&e, 0); i++)
+			for (unsigned for_ever = 0; for_ever < 2; for_ever++)
+				reopen(w, kinds[k], i, for_ever);
+		print_message("kind %u: %" PRIu64 " indices, open failed in %" PRIu64
+			      "\n", kinds[k], n, failed_opens);
+		assert_true(!n || failed_opens > 0);
+	}
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -267,6 +346,7 @@ int main(void)
 		cmocka_unit_test(a_host_without_room_loses_nothing),
 		cmocka_unit_test(a_superblock_that_cannot_be_read_forbids_writing),
 		cmocka_unit_test(memory_that_runs_out_loses_nothing),
+		cmocka_unit_test(an_open_that_fails_loses_nothing),
 	};
 	int failed;
 
