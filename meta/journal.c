@@ -556,7 +556,7 @@ static bool group_sane(const struct volume *v, const struct group *g)
 				return false;
 		} else if (ji->type == JITEM_PUT || ji->type == JITEM_DEL) {
 			if (klen > KEY_MAX || vlen > VALUE_MAX ||
-			    ji->table >= TABLE_SPACE || g->of_gen)
+			    (ji->type == JITEM_DEL && vlen) || ji->table >= TABLE_SPACE || g->of_gen)
 				return false;
 		} else {
 			if ((ji->type != JITEM_TAKE && ji->type != JITEM_FREE) ||

@@ -6,6 +6,7 @@
  */
 #include "meta/meta_priv.h"
 #include "tests/fault.h"
+#include "tests/group.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -295,84 +296,6 @@ static void a_node_out_of_bounds_is_refused_by_name(void **state)
 
 /* ---- groups ------------------------------------------------------------------------ */
 
-/* The bytes of one item of a group, and how it is to be taken. */
-static const struct item {
-	const char *name;
-	uint8_t type, table;
-	uint16_t klen, vlen;
-	uint64_t num[2];
-	bool good;
-} items[] = {
-	{"a take", JITEM_TAKE, 0, 16, 0, {300, 2}, true},
-	{"a deletion", JITEM_DEL, TABLE_REFS, 9, 0, {0}, true},
-	{"a put", JITEM_PUT, TABLE_REFS, 9, 0, {0}, true},
-	{"a block's contents", JITEM_DATA, 0, 8, BLOCK, {300}, true},
-	{"of no known type", 9, 0, 16, 0, {300, 2}, false},
-	{"for a table that has no journal", JITEM_PUT, TABLE_SPACE, 8, 8, {0}, false},
-	{"a key too long", JITEM_PUT, TABLE_FILES, KEY_MAX + 1, 0, {0}, false},
-	{"a value too long", JITEM_PUT, TABLE_FILES, 9, VALUE_MAX + 1, {0}, false},
-	{"longer than the group", JITEM_PUT, TABLE_FILES, 9, 60000, {0}, false},
-	{"no extent", JITEM_TAKE, 0, 8, 0, {300}, false},
-	{"an extent with a value", JITEM_FREE, 0, 16, 4, {300, 2}, false},
-	{"an extent of nothing", JITEM_TAKE, 0, 16, 0, {300, 0}, false},
-	{"an extent outside", JITEM_TAKE, 0, 16, 0, {BYTES / BLOCK, 1}, false},
-	{"an extent that reaches outside", JITEM_FREE, 0, 16, 0,
-	 {BYTES / BLOCK - 1, 2}, false},
-	{"half a block's contents", JITEM_DATA, 0, 8, 100, {300}, false},
-	{"contents of no block", JITEM_DATA, 0, 16, BLOCK, {300}, false},
-	{"contents of a block outside", JITEM_DATA, 0, 8, BLOCK, {BYTES / BLOCK},
-	 false},
-};
-
-/* Write it behind the last group; `durable`: as one that must be whole. */
-static void append(struct fault *f, const struct item *it, bool durable,
-		   unsigned extra, unsigned count)
-{
-	static uint8_t buf[3 * BLOCK];
-	struct disk_group *g = (void *)buf;
-	struct disk_jitem *ji = (void *)(g + 1);
-	uint64_t unit, seq, prev;
-	struct disk_super s;
-	unsigned slot;
-	char msg[100];
-	size_t len = sizeof(*g) + sizeof(*ji) + it->klen;
-
-	assert_int_equal(super_load(fault_image(f), &s, &slot, msg, sizeof(msg)), 0);
-	unit = get64(s.tail_unit), seq = get64(s.tail_seq), prev = get64(s.tail_prev);
-	for (;;) {
-		struct disk_group h;
-
-		fault_peek(f, &h, sizeof(h), (get64(s.journal_block) << 12) +
-			   unit % get64(s.journal_units) * JOURNAL_UNIT);
-		if (get32(h.magic) != GROUP_MAGIC || get64(h.salt) != get64(s.salt) ||
-		    get64(h.seq) != seq)
-			break;
-		unit += (get32(h.bytes) + JOURNAL_UNIT - 1) / JOURNAL_UNIT;
-		prev = get64(h.csum);
-		seq++;
-	}
-	memset(buf, 0, sizeof(buf));
-	*ji = (struct disk_jitem){.type = it->type,
-				  .table = it->table,
-				  .klen = put16(it->klen),
-				  .vlen = put16(it->vlen)};
-	memcpy(ji->bytes, it->num, it->klen < 16 ? it->klen : 16);
-	if (it->type == JITEM_PUT || it->type == JITEM_DEL)
-		ji->bytes[0] = KEY_ORPHAN;
-	len += it->vlen > BLOCK ? 0 : it->vlen;
-	*g = (struct disk_group){.magic = put32(GROUP_MAGIC),
-				 .bytes = put32((uint32_t)len + extra),
-				 .salt = s.salt,
-				 .seq = put64(seq),
-				 .prev = put64(prev),
-				 .durable_seq = put64(durable ? seq : 0),
-				 .items = put32(count)};
-	g->csum = put64(checksum(buf, len + extra));
-	fault_poke(f, buf, (len + extra + JOURNAL_UNIT - 1) / JOURNAL_UNIT *
-		   JOURNAL_UNIT, (get64(s.journal_block) << 12) +
-		   unit % get64(s.journal_units) * JOURNAL_UNIT);
-}
-
 static int look(struct fault *f, uint64_t *groups, char *msg, size_t len)
 {
 	struct volume_options opt = {.readonly = true, .no_threads = true};
@@ -401,39 +324,39 @@ static void a_group_that_makes_no_sense_is_not_replayed(void **state)
 
 	(void)state;
 	assert_int_equal(look(f, &before, msg, sizeof(msg)), 0);
-	for (size_t i = 0; i < sizeof(items) / sizeof(items[0]); i++)
+	for (size_t i = 0; i < GROUP_ITEMS; i++)
 		for (unsigned durable = 0; durable < 2; durable++) {
 			int r;
 
-			print_message("%s%s\n", items[i].name,
+			print_message("%s%s\n", group_items[i].name,
 				      durable ? ", durable" : "");
 			fault_fork(f, base);
-			append(f, &items[i], durable, 0, 1);
+			group_append(f, &group_items[i], durable, 0, 1);
 			r = look(f, &groups, msg, sizeof(msg));
-			if (!items[i].good && durable) {
+			if (group_items[i].wrong && durable) {
 				assert_int_equal(r, -EFSCORRUPTED);
 				assert_non_null(strstr(msg, "which was durable, is "
 						       "damaged"));
 				continue;
 			}
 			assert_int_equal(r, 0);
-			assert_int_equal(groups, before + items[i].good);
+			assert_int_equal(groups, before + !group_items[i].wrong);
 		}
 	/* bytes left over, and an item too many */
 	fault_fork(f, base);
-	append(f, &items[0], true, 1, 1);
+	group_append(f, &group_items[0], true, 1, 1);
 	assert_int_equal(look(f, &groups, msg, sizeof(msg)), -EFSCORRUPTED);
 	fault_fork(f, base);
-	append(f, &items[0], true, 0, 2);
+	group_append(f, &group_items[0], true, 0, 2);
 	assert_int_equal(look(f, &groups, msg, sizeof(msg)), -EFSCORRUPTED);
 	fault_fork(f, base);
-	append(f, &items[0], false, 0, 0);
+	group_append(f, &group_items[0], false, 0, 0);
 	assert_int_equal(look(f, &groups, msg, sizeof(msg)), 0);
 	assert_int_equal(groups, before);
 	/* one block's contents twice in a row */
 	fault_fork(f, base);
-	append(f, &items[3], true, 0, 1);
-	append(f, &items[3], true, 0, 1);
+	group_append(f, &group_items[3], true, 0, 1);
+	group_append(f, &group_items[3], true, 0, 1);
 	assert_int_equal(look(f, &groups, msg, sizeof(msg)), -EFSCORRUPTED);
 	fault_destroy(f);
 	fault_destroy(base);

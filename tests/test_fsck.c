@@ -16,6 +16,7 @@
 #include "meta/meta.h"
 #include "meta/repair.h"
 #include "tests/fault.h"
+#include "tests/group.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -292,6 +293,101 @@ static void what_is_broken_is_found_and_repaired(void **state)
 	}
 }
 
+static void check_and_repair(const char *want, const char *options)
+{
+	int status = fsck("-fn");
+
+	if (status != 4 || !strstr(said, want))
+		wrong("not found", status);
+	status = fsck(options);
+	if (status != 1)
+		wrong("not repaired", status);
+	status = fsck("-fn");
+	if (status)
+		wrong("not repaired for good", status);
+}
+
+/* What never changes says which copy is to be believed. */
+static void copies_of_the_superblock_are_compared(void **state)
+{
+	static const struct {
+		const char *what;
+		size_t at;
+		uint64_t add;
+	} fields[] = {
+#define AT(field) offsetof(struct disk_super, field)
+		{"UUID", AT(uuid), 1},
+		{"label", AT(label), 1},
+		{"features", AT(compat), 1},
+		{"features", AT(ro_compat), 1},
+		{"block size", AT(block_shift), 1},
+		{"size", AT(blocks), 1},
+		{"journal", AT(journal_block), 1},
+		{"journal", AT(journal_units), 1},
+		{"time of creation", AT(created_ns), 1},
+#undef AT
+	};
+	struct disk_super s;
+	unsigned newest;
+	char msg[100], want[100];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++)
+		for (unsigned copy = 0; copy < 2; copy++) {
+			uint64_t off = BACKUP_OFFSET;
+			unsigned slot = 2;
+			le64 value;
+
+			fault_fork(disk, base[0]);
+			assert_int_equal(super_load(fault_image(disk), &s, &newest, msg,
+						    sizeof(msg)), 0);
+			if (copy == 0) {
+				slot = 1 - newest;
+				off = SUPER_SLOT_OFFSET(slot);
+			}
+			fault_peek(disk, &s, sizeof(s), off);
+			memcpy(&value, (char *)&s + fields[i].at, sizeof(value));
+			value = put64(get64(value) + fields[i].add);
+			memcpy((char *)&s + fields[i].at, &value, sizeof(value));
+			super_seal(&s, slot);
+			fault_poke(disk, &s, sizeof(s), off);
+			snprintf(want, sizeof(want), "superblock %u disagrees with the "
+				 "%s: %s\n", slot, slot == 2 ? "superblock" : "newer one",
+				 fields[i].what);
+			snprintf(repro, sizeof(repro), "superblock %u, %s", slot,
+				 fields[i].what);
+			check_and_repair(want, "-fp");
+		}
+}
+
+/* It may be of a writer that was out of its mind, but torn it is not. */
+static void a_group_that_makes_no_sense_is_named_and_cut_off(void **state)
+{
+	struct volume_geometry g = {.bytes = 2u << 20};
+	struct fault *f = fault_create(g.bytes);
+
+	(void)state;
+	assert_int_equal(volume_format(fault_image(f), &g), 0);
+	for (unsigned i = 0; i < GROUP_ITEMS + 2; i++) {
+		bool odd = i >= GROUP_ITEMS;	/* bytes left over, an item lacking */
+		const struct group_item *it = &group_items[odd ? 0 : i];
+		char want[200];
+		uint64_t seq;
+
+		if (!odd && !it->wrong)
+			continue;
+		fault_fork(disk, f);
+		seq = group_append(disk, it, true, i == GROUP_ITEMS,
+				   1 + (i == GROUP_ITEMS + 1));
+		snprintf(want, sizeof(want), "J03 journal group %" PRIu64 " holds an item "
+			 "that makes no sense: %s\n", seq, it->wrong ? it->wrong :
+			 i == GROUP_ITEMS ? "bytes are left over" : "it is cut off");
+		snprintf(repro, sizeof(repro), "group: %s", it->name);
+		check_and_repair(want, "-fy");
+	}
+	fault_destroy(f);
+}
+
 /* ---- each call fails ------------------------------------------------------------------ */
 
 static const char *const kinds[] = {"reading", "writing", "flushing", "discarding",
@@ -492,6 +588,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_broken_is_found_and_repaired),
+		cmocka_unit_test(copies_of_the_superblock_are_compared),
+		cmocka_unit_test(a_group_that_makes_no_sense_is_named_and_cut_off),
 		cmocka_unit_test(a_failing_read_is_never_called_clean),
 		cmocka_unit_test(memory_that_runs_out_is_never_called_clean),
 		cmocka_unit_test(a_repair_survives_a_failing_read),
