@@ -15,7 +15,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "alloc/alloc.h"
+#include "alloc/alloc_priv.h"
 #include "tests/fault.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -539,6 +539,7 @@ static void a_bad_configuration_is_named(void **state)
 		{ { .units = 9, .policy = 3 }, "policy is 3, must be 0 to 2" },
 	};
 	struct alloc_config cfg = { .units = 9 };
+	struct alloc_config large = { .units = 9, .unit_bytes = 1 << 20 };
 	char msg[200];
 
 	(void)state;
@@ -550,6 +551,15 @@ static void a_bad_configuration_is_named(void **state)
 		assert_string_equal(msg, bad[i].msg);
 		assert_int_equal(alloc_open(&bad[i].cfg, NULL, 0, &a), -EINVAL);
 	}
+	/* who wants no sentence gets the same answer */
+	assert_int_equal(alloc_config_check(&(struct alloc_config){ 0 }, NULL, 0),
+			 -EINVAL);
+	assert_int_equal(alloc_config_check(&(struct alloc_config){ 0 }, msg, 0),
+			 -EINVAL);
+	assert_int_equal(alloc_config_check(&large, msg, sizeof(msg)), 0);
+	assert_int_equal(large.small_limit_bytes, 1 << 20);
+	large.small_limit_bytes = UINT32_MAX;
+	assert_int_equal(alloc_config_check(&large, msg, sizeof(msg)), 0);
 	assert_int_equal(alloc_config_check(&cfg, msg, sizeof(msg)), 0);
 	assert_int_equal(cfg.unit_bytes, 4096);
 	assert_int_equal(cfg.small_limit_bytes, 262144);
@@ -606,6 +616,27 @@ static void the_environment_configures(void **state)
 	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
 	assert_non_null(strstr(msg, "at most"));
 	unsetenv("SPACEWEAVE_ALLOC_SHARDS");
+	setenv("SPACEWEAVE_ALLOC_POLICY", "best-fit", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), 0);
+	assert_int_equal(cfg.policy, ALLOC_BEST_FIT);
+	/* An empty one is none; a number has nothing before or behind it. */
+	setenv("SPACEWEAVE_ALLOC_POLICY", "", 1);
+	setenv("SPACEWEAVE_ALLOC_SHARDS", "", 1);
+	setenv("SPACEWEAVE_ALLOC_STATE_PATH", "", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), 0);
+	assert_int_equal(cfg.shards, 4);
+	for (unsigned i = 0; i < 5; i++) {
+		static const char *const odd[] = {"-4", "K", "4KB", "4Z",
+						  "99999P"};
+
+		setenv("SPACEWEAVE_ALLOC_UNITS", odd[i], 1);
+		assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+		assert_non_null(strstr(msg, odd[i]));
+	}
+	setenv("SPACEWEAVE_ALLOC_UNITS", "8388608T", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+	assert_non_null(strstr(msg, "must be at most 4503599627370496"));
+	setenv("SPACEWEAVE_ALLOC_UNITS", "2M", 1);
 	setenv("SPACEWEAVE_ALLOC_POLICY", "worst-fit", 1);
 	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
 	assert_non_null(strstr(msg, "worst-fit"));
@@ -618,13 +649,17 @@ static void bytes_round_up_and_misuse_changes_nothing(void **state)
 {
 	struct alloc_config cfg = { .units = 100 };
 	struct alloc_stats st;
+	struct extent e;
 	struct alloc *a;
-	uint64_t at;
+	uint64_t at, got;
+	unsigned count;
 
 	(void)state;
 	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
 	assert_int_equal(alloc_bytes(a, 4097, &at), 0);
 	assert_int_equal(alloc_free_units(a), 98);
+	assert_int_equal(alloc_vec(a, 0, 0, &e, 1, &count, &got), -EINVAL);
+	assert_int_equal(alloc_vec(a, 0, 1, &e, 0, &count, &got), -EINVAL);
 	assert_int_equal(alloc_bytes(a, 0, &at), -EINVAL);
 	assert_int_equal(alloc_bytes(a, UINT64_MAX, &at), -ENOSPC);
 	assert_int_equal(alloc_free_bytes(a, at + 1, 4096), -EINVAL);
@@ -838,6 +873,227 @@ static void a_source_is_asked_as_needed(void **state)
 		assert_int_equal(alloc_close(a), 0);
 		free(s.map);
 	}
+}
+
+/* What a source says of chunk 1 of three, whose units 32768 .. 40000 are in use. */
+struct liar {
+	uint64_t count;
+	uint32_t free;
+	int err;
+	bool other_bits;
+	unsigned loads;
+};
+
+static int liar_describe(void *ctx, uint64_t chunk, uint64_t *count, uint32_t *free)
+{
+	const struct liar *l = ctx;
+
+	*count = chunk == 1 ? l->count : 1;
+	*free = chunk == 1 ? l->free : ALLOC_CHUNK;
+	return chunk == 1 ? l->err : 0;
+}
+
+static int liar_load(void *ctx, uint64_t chunk, void *bits)
+{
+	struct liar *l = ctx;
+
+	memset(bits, 0, ALLOC_CHUNK_BYTES);
+	if (chunk == 1)
+		memset(bits, 0xff, l->other_bits ? 8 : 7232 / 8);
+	l->loads++;
+	return 0;
+}
+
+static void a_source_that_lies_is_found_out(void **state)
+{
+	static const struct {
+		struct liar l;
+		int err;
+	} lies[] = {
+		{{1, ALLOC_CHUNK - 7232, 0, false, 0}, 0},
+		{{0, ALLOC_CHUNK, 0, false, 0}, -EUCLEAN},	/* no chunk */
+		{{1, ALLOC_CHUNK + 1, 0, false, 0}, -EUCLEAN},	/* too many free */
+		{{2, ALLOC_CHUNK - 7232, 0, false, 0}, -EUCLEAN},	/* two, of no kind */
+		{{1, ALLOC_CHUNK - 7232, 0, true, 0}, -EUCLEAN},	/* bits differ */
+		{{1, 0, -EIO, false, 0}, -EIO},
+	};
+	uint64_t units = 3 * ALLOC_CHUNK, got;
+	struct extent out[8], e;
+	unsigned count;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
+		struct liar l = lies[i].l;
+		struct alloc_config cfg = { .units = units };
+		struct alloc_source src = { &l, liar_load, liar_describe };
+		struct alloc *a;
+		struct alloc_stats st;
+
+		assert_int_equal(alloc_open(&cfg, &src, units - 7232, &a), 0);
+		assert_int_equal(alloc_next_free(a, 0, &e), lies[i].err);
+		assert_int_equal(alloc_stats(a, true, &st), lies[i].err);
+		/* What it was right about can be had. */
+		assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, ALLOC_CHUNK, out, 8,
+					   &count, &got), 0);
+		assert_int_equal(got, ALLOC_CHUNK);
+		check(a);
+		assert_int_equal(alloc_close(a), 0);
+	}
+	/* It promised more than there is: 100 units. */
+	{
+		struct liar l = lies[0].l;
+		struct alloc_config cfg = { .units = units };
+		struct alloc_source src = { &l, liar_load, liar_describe };
+		struct alloc *a;
+
+		assert_int_equal(alloc_open(&cfg, &src, units + 1, &a), -EINVAL);
+		assert_int_equal(alloc_open(&cfg, &src, units - 7132, &a), 0);
+		assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, units - 7232, out, 8,
+					   &count, &got), 0);
+		assert_int_equal(got, units - 7232);
+		assert_int_equal(alloc_any(a, 1, &e), -ENOSPC);
+		assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, 1, out, 8, &count, &got),
+				 -EUCLEAN);
+		assert_int_equal(alloc_free_units(a), 100);
+		assert_int_equal(alloc_close(a), 0);
+	}
+}
+
+/* A chunk that nobody has asked for yet decides whether the space can end there. */
+static void a_resize_asks_the_source(void **state)
+{
+	struct liar l = {1, ALLOC_CHUNK - 7232, 0, false, 0};
+	struct alloc_config cfg = { .units = 3 * ALLOC_CHUNK };
+	struct alloc_source src = { &l, liar_load, liar_describe };
+	struct extent busy = {0, 0}, e;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, &src, cfg.units - 7232, &a), 0);
+	assert_int_equal(alloc_resize(a, 0, &busy), -EINVAL);
+	assert_int_equal(alloc_resize(a, (1ull << 52) + 1, &busy), -EINVAL);
+	assert_int_equal(alloc_resize(a, ALLOC_CHUNK, &busy), -EBUSY);
+	assert_int_equal(busy.start, ALLOC_CHUNK);
+	assert_int_equal(busy.len, 7232);
+	assert_int_equal(alloc_resize(a, ALLOC_CHUNK, NULL), -EBUSY);
+	assert_int_equal(l.loads, 1);
+	check(a);
+	assert_int_equal(alloc_resize(a, 2 * ALLOC_CHUNK + 5, &busy), 0);
+	assert_int_equal(alloc_free_units(a), 2 * ALLOC_CHUNK + 5 - 7232);
+	check(a);
+	/* Far away, over chunks that nobody knows, and back in one run. */
+	assert_int_equal(alloc_resize(a, 60 * ALLOC_CHUNK + 9, &busy), 0);
+	check(a);
+	assert_int_equal(alloc_exact(a, 50 * ALLOC_CHUNK + 7, 3), 0);
+	assert_int_equal(alloc_resize(a, 40 * ALLOC_CHUNK, &busy), -EBUSY);
+	assert_int_equal(busy.start, 50 * ALLOC_CHUNK + 7);
+	assert_int_equal(busy.len, 3);
+	assert_int_equal(alloc_free(a, busy.start, busy.len), 0);
+	assert_int_equal(alloc_resize(a, 40 * ALLOC_CHUNK, &busy), 0);
+	assert_int_equal(alloc_resize(a, 2 * ALLOC_CHUNK + 1, &busy), 0);
+	check(a);
+	/* More is promised than would be left. */
+	assert_int_equal(alloc_reserve(a, 2 * ALLOC_CHUNK - 7240), 0);
+	assert_int_equal(alloc_resize(a, ALLOC_CHUNK + 7232 + 5, &busy), -ENOSPC);
+	assert_int_equal(alloc_resize(a, 2 * ALLOC_CHUNK, &busy), 0);
+	alloc_unreserve(a, 2 * ALLOC_CHUNK - 7240);
+	assert_int_equal(alloc_free_units(a), 2 * ALLOC_CHUNK - 7232);
+	assert_int_equal(alloc_any(a, ALLOC_CHUNK, &e), 0);
+	assert_int_equal(e.start, 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+	assert_int_equal(alloc_close(NULL), 0);
+}
+
+/* From the middle of a run, over chunks in and not in the tree, to its start. */
+static void a_free_run_is_told_from_its_start(void **state)
+{
+	struct alloc_config cfg = { .units = 8 * ALLOC_CHUNK };
+	struct extent e;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_exact(a, 100, 1), 0);
+	assert_int_equal(alloc_exact(a, 900, 1), 0);
+	assert_int_equal(alloc_exact(a, ALLOC_CHUNK + 20, 1), 0);
+	assert_int_equal(alloc_exact(a, 7 * ALLOC_CHUNK, 1), 0);
+	assert_int_equal(alloc_next_free(a, 500, &e), 0);
+	assert_int_equal(e.start, 101);
+	assert_int_equal(e.len, 799);
+	assert_int_equal(alloc_next_free(a, 5 * ALLOC_CHUNK, &e), 0);
+	assert_int_equal(e.start, ALLOC_CHUNK + 21);
+	assert_int_equal(e.start + e.len, 7 * ALLOC_CHUNK);
+	/* a short one over the border of two chunks */
+	assert_int_equal(alloc_exact(a, ALLOC_CHUNK - 30, 1), 0);
+	assert_int_equal(alloc_next_free(a, ALLOC_CHUNK + 3, &e), 0);
+	assert_int_equal(e.start, ALLOC_CHUNK - 29);
+	assert_int_equal(e.len, 49);
+	assert_int_equal(alloc_next_free(a, 3, &e), 0);
+	assert_int_equal(e.start, 0);
+	assert_int_equal(e.len, 100);
+	assert_int_equal(alloc_next_free(a, 8 * ALLOC_CHUNK, &e), -ENOENT);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+/* alloc_check() is what other tests rely on: it sees what is at odds. */
+static void found(struct alloc *a, const char *want)
+{
+	char msg[200] = "";
+
+	assert_int_equal(alloc_check(a, msg, sizeof(msg)), -EUCLEAN);
+	if (!strstr(msg, want))
+		fail_msg("'%s', not '%s'", msg, want);
+	assert_int_equal(alloc_check(a, NULL, 0), -EUCLEAN);
+}
+
+static void a_check_sees_what_is_at_odds(void **state)
+{
+	struct alloc_config cfg = { .units = 3 * ALLOC_CHUNK, .shards = 2 };
+	struct pair p;
+	struct extent e;
+	struct chunk *c;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_exact(a, 5000, 10), 0);
+	assert_int_equal(alloc_exact(a, 9000, 10), 0);
+	check(a);
+	c = chunks_peek(&a->chunks, 0);
+	c->free++;
+	found(a, "chunk 0 has 32748 units free, counts 32749");
+	c->free--;
+	a->pool++;
+	found(a, "units free, counted");
+	a->pool--;
+	/* the long run between the two */
+	p = (struct pair){ 5010, 3990 };
+	assert_true(btree_remove(&a->by_start, p, NULL));
+	found(a, "free units 5010 to 8999 are not a run in the tree of starts");
+	assert_int_equal(btree_prepare(&a->by_start, 64), 0);
+	btree_insert(&a->by_start, (struct pair){ 5010, 3989 });
+	found(a, "free units 5010 to 8999 are not a run in the tree of starts");
+	assert_true(btree_update(&a->by_start, (struct pair){ 5010, 3989 }, 3990, NULL));
+	check(a);
+	p = (struct pair){ 3990, 5010 };
+	assert_true(btree_remove(&a->by_size, p, NULL));
+	found(a, "free units 5010 to 8999 are not a run in the tree of sizes");
+	assert_int_equal(btree_prepare(&a->by_size, 64), 0);
+	btree_insert(&a->by_size, p);
+	check(a);
+	btree_insert(&a->by_size, (struct pair){ 77, 77 });
+	found(a, "3 long runs, 3 in the tree of starts, 4 in the tree of sizes");
+	assert_true(btree_remove(&a->by_size, (struct pair){ 77, 77 }, NULL));
+	/* a window over what is in use */
+	c->win_lo = 4990;
+	c->win_hi = 5010;
+	found(a, "chunk 0: units of its window are in use");
+	c->win_lo = c->win_hi = 0;
+	check(a);
+	assert_int_equal(alloc_any(a, 4, &e), 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
 }
 
 /* -- Threads -- */
@@ -1079,6 +1335,10 @@ int main(void)
 		cmocka_unit_test(a_petabyte_opens_at_once),
 		cmocka_unit_test(what_follows_a_goal_lies_behind_it),
 		cmocka_unit_test(a_source_is_asked_as_needed),
+		cmocka_unit_test(a_source_that_lies_is_found_out),
+		cmocka_unit_test(a_resize_asks_the_source),
+		cmocka_unit_test(a_free_run_is_told_from_its_start),
+		cmocka_unit_test(a_check_sees_what_is_at_odds),
 		cmocka_unit_test(sixteen_threads_never_share_a_unit),
 		cmocka_unit_test(sixteen_threads_load_together),
 		cmocka_unit_test(a_full_space_serves_the_next_thread_as_well),

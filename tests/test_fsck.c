@@ -462,7 +462,7 @@ static uint64_t calls(unsigned c, unsigned kind, const char *options)
 static void sweep(unsigned kind, bool repairs)
 {
 	struct effort e = effort_begin(40 * CASES, 3);
-	uint64_t runs = 0;
+	uint64_t runs = 0, parts = e.states / CASES + 1;
 
 	if (getenv("INDEX")) {
 		if (env_u64("KIND", 0) == kind)
@@ -472,7 +472,7 @@ static void sweep(unsigned kind, bool repairs)
 		return;
 	}
 	/* Coarse first, then finer: a slow machine sees of each case a part. */
-	for (uint64_t part = 0, parts = e.states ? 40 : 1; part < parts; part++)
+	for (uint64_t part = 0; part < parts; part++)
 		for (unsigned c = 0; c < CASES; c++) {
 			uint64_t n = calls(c, kind, repairs ? "-fy" : "-fcn");
 			uint64_t from = n * part / parts;
