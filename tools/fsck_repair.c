@@ -184,7 +184,7 @@ static int entry_change(struct fsck *f, const struct repair *r)
 	case REPAIR_INDEX_SET:
 		ret = index_put(t, r->a, r, e.ino, e.index, e.type);
 		break;
-	case REPAIR_INDEX_ENTRY:
+	default:		/* REPAIR_INDEX_ENTRY */
 		/* The name may belong to another entry, or to none. */
 		if (there || name_wrong(r->name, r->name_len)) {
 			index_key(&k, r->a, r->b);
@@ -198,9 +198,6 @@ static int entry_change(struct fsck *f, const struct repair *r)
 			if (!ret)
 				ret = index_put(t, r->a, r, r->ino, r->b, type);
 		}
-		break;
-	default:
-		ret = -EINVAL;
 	}
 	return end(f, dir, t, ret);
 }
@@ -473,14 +470,9 @@ static int repair_one(struct fsck *f, const struct repair *r)
 		return item_remove(f, r);
 	case REPAIR_REF:
 		return ref_set(f, r);
-	case REPAIR_SPACE:
-	case REPAIR_BITMAPS:
-	case REPAIR_NODE:
-	case REPAIR_REPLAY:
-	case REPAIR_SUPER:
+	default:
 		return 0;	/* done by opening, or by repair_super() */
 	}
-	return -EINVAL;
 }
 
 static void say(void *ctx, const char *text)

@@ -52,6 +52,16 @@ terminal 1 'Yes\n' -f
 terminal 0 '' -f
 [ "$(asked)" = 0 ] || fail "asked about a volume without errors"
 
+# Interrupted while it waits for an answer.
+"$damage" image inode /file nlink 7
+before=$(sum)
+status=0
+sleep 5 | timeout 60 script -qec \
+	"timeout --foreground --preserve-status -s INT 2 '$bin/fsck.spaceweave' -f image" \
+	/dev/null >out 2>&1 || status=$?
+[ $status = 32 ] || fail "interrupted: status $status, not 32"
+[ "$before" = "$(sum)" ] || fail "interrupted, and the image was changed"
+
 # Progress: a line for each table with much in it, and an empty one over it.
 rm image
 "$bin/mkfs.spaceweave" -q image 16M

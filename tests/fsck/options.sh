@@ -76,9 +76,12 @@ says 'pass 4, files: '
 says 'pass 10, '
 fsck 0 -nc image
 says 'blocks of data verified'
-"$damage" image bitmap 0
+"$damage" image dirty 3
+"$damage" image node 0 0 0
 fsck 4 -fn image
-silent 'fsck.spaceweave: .*checksum does not match'
+silent 'fsck.spaceweave: .*node at block'
+fsck 4 -fnd image
+says 'fsck.spaceweave: .*node at block .*: checksum does not match'
 cp --sparse=always good image
 "$damage" image many 60
 for i in $(seq 60); do
