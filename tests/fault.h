@@ -75,7 +75,8 @@ void fault_slow_flush(struct fault *f, unsigned us);
  * reaches the disk in part; a failing flush makes nothing durable and, with
  * `torn`, what was written since the last one is as good as lost: later
  * flushes do not cover it (as Linux does it). FAULT_CALLS: calls of all kinds
- * but reads. err 0 ends it.
+ * but reads. err 0 ends it. A promise of space that fails with ENOSPC does so
+ * for what was never written alone.
  */
 void fault_fail(struct fault *f, enum fault_call kind, uint64_t n, int err,
 		bool for_ever, bool torn);

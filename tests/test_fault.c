@@ -336,6 +336,83 @@ static void an_open_that_fails_loses_nothing(void **state)
 	world_destroy(w);
 }
 
+/* ---- a full host -------------------------------------------------------------- */
+
+/*
+ * The host gives no more blocks, for ever: what it has given is found again when
+ * the volume is opened, after a crash too, and files can be removed.
+ */
+static void a_full_host_lets_files_be_removed(void **state)
+{
+	(void)state;
+	for (unsigned crash = 0; crash < 2; crash++) {
+		struct world_options opt = options;
+		struct world *w;
+		uint64_t dir = 0, ino;
+		char name[16];
+		int err = 0;
+
+		snprintf(repro, sizeof(repro), "test_fault: a full host, crash %u", crash);
+		opt.bytes = 8u << 20;
+		opt.volume.discard = false;
+		w = world_create(&opt, NULL);
+		world_mkdir(w, ROOT_INO, "d", 0755, &dir);
+		for (unsigned i = 0; i < 120; i++) {
+			snprintf(name, sizeof(name), "f%u", i);
+			assert_int_equal(world_create_file(w, dir, name, 0644, 0, &ino), 0);
+			assert_int_equal(world_write(w, ino, 0, 20000, i), 0);
+		}
+		assert_int_equal(world_sync(w), 0);
+		for (unsigned i = 0; i < 60; i++) {
+			snprintf(name, sizeof(name), "f%u", i);
+			assert_int_equal(world_unlink(w, dir, name), 0);
+		}
+		assert_int_equal(world_checkpoint(w), 0);
+		if (crash)
+			world_abandon(w);
+		else
+			assert_int_equal(world_close(w), 0);
+		fault_fail(w->f, FAULT_ENSURE, 0, ENOSPC, true, false);
+		for (unsigned round = 0; round < 2; round++) {
+			err = world_open(w);
+			if (err)
+				world_fail(w, "open on a full host: %s: %s",
+					   strerror(-err), w->message);
+			for (unsigned i = 60 + round * 30; i < 90 + round * 30; i++) {
+				snprintf(name, sizeof(name), "f%u", i);
+				err = world_unlink(w, dir, name);
+				if (err)
+					world_fail(w, "unlink on a full host: %s",
+						   strerror(-err));
+				if (i % 8 == 0)
+					assert_int_equal(world_sync(w), 0);
+				if (i % 11 == 0)
+					assert_int_equal(world_tick(w), 0);
+			}
+			world_check(w);
+			/* New files are refused, or not; nothing else. */
+			for (unsigned i = 0; i < 200 && !err; i++) {
+				snprintf(name, sizeof(name), "n%u.%u", round, i);
+				err = world_create_file(w, dir, name, 0644, 0, &ino);
+				if (!err)
+					err = world_write(w, ino, 0, 50000, i);
+			}
+			assert_true(!err || err == -ENOSPC);
+			world_check(w);
+			err = world_close(w);
+			if (err)
+				world_fail(w, "close on a full host: %s", strerror(-err));
+		}
+		fault_fail(w->f, FAULT_ENSURE, 0, 0, false, false);
+		assert_int_equal(world_open(w), 0);
+		assert_int_equal(world_create_file(w, dir, "again", 0644, 0, &ino), 0);
+		assert_int_equal(world_write(w, ino, 0, 90000, 1), 0);
+		world_check(w);
+		assert_int_equal(world_close(w), 0);
+		world_destroy(w);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -347,6 +424,7 @@ int main(void)
 		cmocka_unit_test(a_superblock_that_cannot_be_read_forbids_writing),
 		cmocka_unit_test(memory_that_runs_out_loses_nothing),
 		cmocka_unit_test(an_open_that_fails_loses_nothing),
+		cmocka_unit_test(a_full_host_lets_files_be_removed),
 	};
 	int failed;
 
