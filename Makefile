@@ -151,7 +151,7 @@ SANS       := address,undefined thread
 # One thread races with nobody: the long crash tests are left out there.
 SAN_TESTS  := $(patsubst tests/%.c,build-address-undefined/tests/%,$(TEST_SRC)) \
 	$(patsubst tests/%.c,build-thread/tests/%,$(filter-out tests/crash_ops.c tests/crash_random.c \
-		tests/crash_recovery.c tests/test_fault.c tests/test_simulator.c,$(TEST_SRC)))
+		tests/crash_recovery.c tests/test_fault.c tests/test_fsck.c tests/test_format.c tests/test_simulator.c,$(TEST_SRC)))
 MNT_TESTS  := $(filter-out tests/mnt/lib.sh,$(sort $(wildcard tests/mnt/*.sh)))
 FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/)) $(addprefix tests/fsck/,options.sh ask.sh undo.sh fuzz.sh)
 CHECK_JOBS ?= 2
@@ -168,7 +168,7 @@ check:		## build and run every test
 
 .PHONY: crash
 crash: tests		## every crash state there is, and soak; hours (STATES=n: about so many)
-	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_% $(BUILD)/tests/test_fault,$(TESTS))
+	$(Q)STATES=$(or $(STATES),0) tests/run -t 86400 $(filter $(BUILD)/tests/crash_% $(BUILD)/tests/test_fault $(BUILD)/tests/test_fsck,$(TESTS))
 	$(Q)$(SOAK)
 
 # Coverage-guided fuzzing: clang's libFuzzer, each target FUZZ_TIME seconds.

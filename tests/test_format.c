@@ -362,6 +362,87 @@ static void a_group_that_makes_no_sense_is_not_replayed(void **state)
 	fault_destroy(base);
 }
 
+static char told[1000];
+
+static void note(void *ctx, const char *text)
+{
+	(void)ctx;
+	snprintf(told + strlen(told), sizeof(told) - strlen(told), "%s\n", text);
+}
+
+/*
+ * What the journal takes and frees has to fit the bitmaps. Where it does not, the
+ * volume does not open for writing, says so, and its superblocks stay.
+ */
+static void a_journal_at_odds_with_the_bitmaps_is_damage(void **state)
+{
+	static const struct {
+		struct group_item it;
+		const char *what;
+	} odd[] = {
+		{{"frees what is free", JITEM_FREE, 0, 16, 0, {300, 2}, NULL, 0},
+		 "journal: blocks 300+2 are freed but not in use"},
+		{{"takes what is taken", JITEM_TAKE, 0, 16, 0, {5, 1}, NULL, 0},
+		 "bitmap 0: blocks 5+1 are taken but in use"},
+		{{"takes more than is free", JITEM_TAKE, 0, 16, 0, {1, 511}, NULL, 0}, ""},
+	};
+	struct fault *base = formatted(BYTES), *f = fault_create_over(base);
+	struct volume_options opt = {.no_threads = true, .message = note};
+	struct disk_super before[2], after[2];
+	struct volume *v;
+	char msg[200];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(odd) / sizeof(odd[0]); i++) {
+		fault_fork(f, base);
+		group_append(f, &odd[i].it, true, 0, 1);
+		for (unsigned s = 0; s < 2; s++)
+			fault_peek(f, &before[s], sizeof(before[s]), SUPER_SLOT_OFFSET(s));
+		told[0] = 0;
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 -EFSCORRUPTED);
+		if (!strstr(told, odd[i].what) && !strstr(msg, odd[i].what))
+			fail_msg("%s: '%s' '%s'", odd[i].it.name, told, msg);
+		for (unsigned s = 0; s < 2; s++)
+			fault_peek(f, &after[s], sizeof(after[s]), SUPER_SLOT_OFFSET(s));
+		assert_memory_equal(before, after, sizeof(before));
+	}
+	fault_destroy(f);
+	fault_destroy(base);
+}
+
+/* A ring's newest groups may know of a checkpoint whose superblock is lost. */
+static void an_older_superblock_than_the_journal_is_refused(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct volume_options opt = {.no_threads = true};
+	struct disk_super s, none = {0};
+	struct volume *v;
+	struct txn *t;
+	struct key k;
+	unsigned newest;
+	char msg[200];
+
+	(void)state;
+	assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)), 0);
+	key_refs(&k, KEY_ORPHAN, 999);
+	assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+	assert_int_equal(txn_put(t, TABLE_REFS, &k, "", 0), 0);
+	assert_int_equal(txn_commit(t), 0);
+	assert_int_equal(volume_sync(v), 0);
+	volume_abandon(v);
+	assert_int_equal(super_load(fault_image(f), &s, &newest, msg, sizeof(msg)), 0);
+	fault_poke(f, &none, sizeof(none), SUPER_SLOT_OFFSET(newest));
+	opt.readonly = true;
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 -EFSCORRUPTED);
+		assert_non_null(strstr(msg, "is lost, only that of"));
+		opt.readonly = false;
+	}
+	fault_destroy(f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -371,6 +452,8 @@ int main(void)
 		cmocka_unit_test(a_geometry_out_of_bounds_is_refused_by_name),
 		cmocka_unit_test(a_node_out_of_bounds_is_refused_by_name),
 		cmocka_unit_test(a_group_that_makes_no_sense_is_not_replayed),
+		cmocka_unit_test(a_journal_at_odds_with_the_bitmaps_is_damage),
+		cmocka_unit_test(an_older_superblock_than_the_journal_is_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -293,6 +293,82 @@ static void what_is_broken_is_found_and_repaired(void **state)
 	}
 }
 
+/* ---- in use before anybody has checked ------------------------------------------------ */
+
+static char told[1000];
+
+static void note(void *ctx, const char *text)
+{
+	(void)ctx;
+	snprintf(told + strlen(told), sizeof(told) - strlen(told), "%s\n", text);
+}
+
+static int open_broken(const char *name, struct volume **v)
+{
+	struct volume_options opt = {.no_threads = true, .message = note};
+	char msg[200];
+	unsigned c = 0;
+
+	while (strcmp(cases[c].name, name))
+		c++;
+	fault_fork(disk, base[c]);
+	told[0] = 0;
+	return volume_open(fault_image(disk), &opt, v, msg, sizeof(msg));
+}
+
+static void told_of(const char *what)
+{
+	if (!strstr(told, what))
+		fail_msg("'%s', not '%s'", told, what);
+}
+
+/* A bitmap is needed at once: a volume without does not open for writing. */
+static void a_spoilt_bitmap_is_named(void **state)
+{
+	struct disk_super before, after;
+	unsigned slot, slot_after;
+	struct volume *v;
+	char msg[100];
+
+	(void)state;
+	assert_int_equal(open_broken("bitmap lost", &v), -EBADMSG);
+	told_of("bitmap 0 at block ");
+	told_of("checksum does not match");
+	assert_int_equal(super_load(fault_image(disk), &after, &slot_after, msg,
+				    sizeof(msg)), 0);
+	fault_fork(disk, base[6]);
+	assert_int_equal(super_load(fault_image(disk), &before, &slot, msg, sizeof(msg)),
+			 0);
+	assert_int_equal(slot, slot_after);
+	assert_memory_equal(&before, &after, sizeof(before));
+}
+
+/* A file holds a block that is free in the bitmap: it is not freed once more. */
+static void a_block_that_is_free_already_is_not_freed(void **state)
+{
+	struct dirent_info e;
+	struct inode *root, *ip;
+	struct volume *v;
+	struct txn *t;
+
+	(void)state;
+	assert_int_equal(open_broken("space", &v), 0);
+	assert_int_equal(inode_get(v, ROOT_INO, &root), 0);
+	assert_int_equal(dir_lookup(v, root, "file", 4, &e), 0);
+	inode_put(v, root);
+	assert_int_equal(inode_get(v, e.ino, &ip), 0);
+	rwlock_write(&ip->lock);
+	assert_int_equal(txn_begin(v, TXN_FREEING, &t), 0);
+	assert_int_equal(map_cut(t, ip, 0, UINT64_MAX), -EUCLEAN);
+	txn_abort(t);
+	rwlock_unlock(&ip->lock);
+	inode_put(v, ip);
+	told_of("are freed but not in use");
+	assert_int_equal(volume_close(v), 0);
+}
+
+/* ---- found, and repaired ---------------------------------------------------------------- */
+
 static void check_and_repair(const char *want, const char *options)
 {
 	int status = fsck("-fn");
@@ -461,7 +537,7 @@ static uint64_t calls(unsigned c, unsigned kind, const char *options)
 
 static void sweep(unsigned kind, bool repairs)
 {
-	struct effort e = effort_begin(40 * CASES, 3);
+	struct effort e = effort_begin(40 * CASES, 2);
 	uint64_t runs = 0, parts = e.states / CASES + 1;
 
 	if (getenv("INDEX")) {
@@ -588,6 +664,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_broken_is_found_and_repaired),
+		cmocka_unit_test(a_spoilt_bitmap_is_named),
+		cmocka_unit_test(a_block_that_is_free_already_is_not_freed),
 		cmocka_unit_test(copies_of_the_superblock_are_compared),
 		cmocka_unit_test(a_group_that_makes_no_sense_is_named_and_cut_off),
 		cmocka_unit_test(a_failing_read_is_never_called_clean),
