@@ -152,11 +152,7 @@ void alloc_unreserve(struct alloc *a, uint64_t units)
 {
 	struct op op;
 
-	if (op_enter(a, &op)) {
-		/* No memory: the pool takes it without being entered. */
-		__atomic_add_fetch(&a->pool, units, __ATOMIC_RELAXED);
-		return;
-	}
+	op_enter_to_count(a, &op);
 	op.sh->n.reserved -= (int64_t)units;
 	promise_return(&op, units);
 	op_leave(&op);
@@ -640,6 +636,9 @@ everywhere:
 		if (err != -ENOSPC)
 			break;
 		err = load_more(a);
+		/* Units that the index had no memory for may be there still. */
+		if (err == -ENOENT && atomic_get(&a->lost_all))
+			return -ENOMEM;
 		if (err == -ENOENT)
 			return whole ? -ENOSPC : -EUCLEAN;
 again:
@@ -649,7 +648,8 @@ again:
 		if (err)
 			return err;
 	}
-	if (!err && !op_enter(a, op)) {
+	if (!err) {
+		op_enter_to_count(a, op);
 		op->sh->n.allocs++;
 		op->sh->n.alloc_units += out->len;
 		op_leave(op);
@@ -735,11 +735,10 @@ static int take_one(struct alloc *a, uint64_t goal, uint64_t len,
 		state_count(a);
 		return 0;
 	}
-	if (!op_enter(a, &op)) {
-		op.sh->n.failures++;
-		promise_return(&op, len);
-		op_leave(&op);
-	}
+	op_enter_to_count(a, &op);
+	op.sh->n.failures++;
+	promise_return(&op, len);
+	op_leave(&op);
 	return err;
 }
 
@@ -799,12 +798,15 @@ static int vec(struct alloc *a, uint64_t goal, uint64_t len, struct extent *out,
 	if (reserved)
 		op.sh->n.reserved -= (int64_t)len;
 	err = take_vec(&op, goal, len, out, max, &n, &units);
-	for (unsigned i = 0; err && i < n; i++)
-		in_hood(a, out[i].start, out[i].len, put_back_once);
 	if (err)
 		units = 0;
+	/* What cannot be put back, for want of memory, stays in use. */
+	for (unsigned i = 0; err && i < n; i++)
+		if (in_hood(a, out[i].start, out[i].len, put_back_once))
+			units += out[i].len;
 	/* What was not used stays promised, or is free again. */
-	if (units < len && !op_enter(a, &op)) {
+	if (units < len) {
+		op_enter_to_count(a, &op);
 		if (reserved)
 			op.sh->n.reserved += (int64_t)(len - units);
 		else
@@ -986,8 +988,7 @@ int alloc_exact(struct alloc *a, uint64_t start, uint64_t len)
 	} else {
 		struct op op;
 
-		if (op_enter(a, &op))
-			return 0;
+		op_enter_to_count(a, &op);
 		op.sh->n.reserved -= (int64_t)len;
 		op.sh->n.allocs++;
 		op.sh->n.alloc_units += len;

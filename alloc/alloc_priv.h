@@ -187,6 +187,13 @@ static inline int op_enter(struct alloc *a, struct op *op)
 	return op_enter_shard(a, op, op_shard_of_thread(a));
 }
 
+/* Enter to count alone: nothing is inserted, so nothing can be lacking. */
+static inline void op_enter_to_count(struct alloc *a, struct op *op)
+{
+	*op = (struct op){ .a = a, .sh = &a->shards[op_shard_of_thread(a)] };
+	latch_lock(&op->sh->latch);
+}
+
 int op_enter_world(struct alloc *a, struct op *op);
 void op_leave_world(struct op *op);
 

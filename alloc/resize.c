@@ -131,6 +131,7 @@ static int shrink(struct op *op, uint64_t units, struct extent *blocking)
 
 int alloc_resize(struct alloc *a, uint64_t units, struct extent *blocking)
 {
+	uint64_t need = 0;
 	int err;
 
 	if (!units || units > 1ull << 52)
@@ -148,10 +149,10 @@ int alloc_resize(struct alloc *a, uint64_t units, struct extent *blocking)
 		else if (units < a->units)
 			err = shrink(&op, units, &first);
 		op_leave(&op);
+		need = op.need;
 		if (err == -EBUSY && blocking)
 			*blocking = first;
-	} while (err == -ENODATA && !(err = load_chunk(a, chunk_of(a->units - 1),
-						       UINT32_MAX)));
+	} while (err == -ENODATA && !(err = load_chunk(a, need, UINT32_MAX)));
 	lock_unlock(&a->state_lock);
 	return err;
 }

@@ -369,10 +369,9 @@ int state_save(struct alloc *a)
 		struct op op;
 
 		a->saver->keep_old = false;
-		if (!op_enter(a, &op)) {
-			op.sh->n.saves++;
-			op_leave(&op);
-		}
+		op_enter_to_count(a, &op);
+		op.sh->n.saves++;
+		op_leave(&op);
 	}
 	lock_unlock(&a->state_lock);
 	return err;

@@ -30,8 +30,9 @@
  *
  * Replay (journal_scan, journal_apply): the highest durable_seq in the ring is
  * found first; then the chain is followed from the tail. Beyond durable_seq
- * the data of each group is read and checked too, and the first failure ends
- * the volume's history there. Applying is item_apply_locked() for each item.
+ * the data of each group is read and checked too, and the first that does not
+ * match ends the volume's history there; where it cannot be read, or memory is
+ * short, the volume does not open. Applying is item_apply_locked() for each item.
  *
  * Space in the ring is promised before a transaction's first lock and returned
  * when it is known what was used. A part stays aside for checkpoints, which
@@ -449,8 +450,8 @@ struct scan {
 };
 
 /* Copy the group at `unit` out of the ring if it is one, whole, of this salt
- * or of any. */
-static struct group *group_at(const struct scan *s, uint64_t unit)
+ * or of any; else *out is NULL. -ENOMEM says nothing of either. */
+static int group_at(const struct scan *s, uint64_t unit, struct group **out)
 {
 	struct volume *v = s->v;
 	size_t ring_bytes = v->ring_units * JOURNAL_UNIT;
@@ -459,19 +460,20 @@ static struct group *group_at(const struct scan *s, uint64_t unit)
 	struct group *g;
 	uint64_t sum;
 
+	*out = NULL;
 	memcpy(&h, s->ring + at, sizeof(h));
 	if (get32(h.magic) != GROUP_MAGIC ||
 	    (get64(h.salt) != v->salt && !s->any_salt) ||
 	    get32(h.bytes) < sizeof(h) || get32(h.bytes) > ring_bytes)
-		return NULL;
+		return 0;
 	g = calloc(1, sizeof(*g));
 	if (!g)
-		return NULL;
+		return -ENOMEM;
 	g->len = get32(h.bytes);
 	g->buf = malloc(g->len);
 	if (!g->buf) {
 		free(g);
-		return NULL;
+		return -ENOMEM;
 	}
 	first = g->len < ring_bytes - at ? g->len : ring_bytes - at;
 	memcpy(g->buf, s->ring + at, first);
@@ -480,14 +482,15 @@ static struct group *group_at(const struct scan *s, uint64_t unit)
 	sum = checksum(g->buf, g->len);
 	if (sum != get64(h.csum)) {
 		group_free(g);
-		return NULL;
+		return 0;
 	}
 	((struct disk_group *)g->buf)->csum = h.csum;
 	g->unit = unit;
 	g->seq = get64(h.seq);
 	g->items = get32(h.items);
 	g->of_gen = get64(h.of_gen);
-	return g;
+	*out = g;
+	return 0;
 }
 
 /*
@@ -501,9 +504,12 @@ static int scan_attests(struct scan *s)
 
 	s->any_salt = true;
 	for (uint64_t u = 0; u < v->ring_units; u++) {
-		struct group *g = group_at(s, u);
 		const struct disk_group *h;
+		struct group *g;
+		int r = group_at(s, u, &g);
 
+		if (r)
+			return r;
 		if (!g)
 			continue;
 		h = (const void *)g->buf;
@@ -554,7 +560,7 @@ static bool group_sane(const struct volume *v, const struct group *g)
 				return false;
 		} else if (ji->type == JITEM_PUT || ji->type == JITEM_DEL) {
 			if (klen > KEY_MAX || vlen > VALUE_MAX ||
-			    ji->table >= TABLE_SPACE || g->of_gen)
+			    (ji->type == JITEM_DEL && vlen) || ji->table >= TABLE_SPACE || g->of_gen)
 				return false;
 		} else {
 			if ((ji->type != JITEM_TAKE && ji->type != JITEM_FREE) ||
@@ -570,40 +576,49 @@ static bool group_sane(const struct volume *v, const struct group *g)
 	return p == end;
 }
 
-/* Is the data that this run speaks of what was written? */
-static bool map_data_whole(struct volume *v, const struct disk_jitem *ji, void *buf)
+/*
+ * Is the data that this run speaks of what was written? 1 or 0, or why it cannot
+ * be read: that is not what a torn write looks like, and may pass. Who repairs
+ * does without it.
+ */
+static int map_data_whole(struct volume *v, const struct disk_jitem *ji, void *buf)
 {
 	const uint8_t *val = ji->bytes + get16(ji->klen);
 	struct disk_map m;
+	int r;
 
 	if (get16(ji->vlen) < sizeof(m))
-		return false;
+		return 0;
 	memcpy(&m, val, sizeof(m));
 	if (get32(m.flags))
-		return true;
+		return 1;
 	if (get16(ji->vlen) != sizeof(m) + get32(m.len) * sizeof(le64) ||
 	    get64(m.start) >= v->blocks ||
 	    get32(m.len) > v->blocks - get64(m.start))
-		return false;
+		return 0;
 	for (uint32_t i = 0; i < get32(m.len); i++) {
 		le64 sum;
 
 		memcpy(&sum, val + sizeof(m) + i * sizeof(sum), sizeof(sum));
-		if (volume_blocks(v, get64(m.start) + i, 1, buf) ||
-		    checksum(buf, v->block_bytes) != get64(sum))
-			return false;
+		r = volume_blocks(v, get64(m.start) + i, 1, buf);
+		if (r)
+			r = volume_blocks(v, get64(m.start) + i, 1, buf);
+		if (r)
+			return v->opt.repair ? 0 : r;
+		if (checksum(buf, v->block_bytes) != get64(sum))
+			return 0;
 	}
-	return true;
+	return 1;
 }
 
-static bool group_data_whole(struct volume *v, const struct group *g)
+static int group_data_whole(struct volume *v, const struct group *g)
 {
 	const struct disk_jitem *ji =
 		(const void *)(g->buf + sizeof(struct disk_group));
 	void *buf = malloc(v->block_bytes);
-	bool whole = buf != NULL;
+	int whole = buf ? 1 : -ENOMEM;
 
-	for (unsigned i = 0; i < g->items && whole; i++, ji = item_next(ji))
+	for (unsigned i = 0; i < g->items && whole == 1; i++, ji = item_next(ji))
 		if (ji->type == JITEM_PUT && ji->table == TABLE_FILES &&
 		    get16(ji->klen) == 17 && ji->bytes[8] == KEY_MAP)
 			whole = map_data_whole(v, ji, buf);
@@ -652,14 +667,19 @@ static int scan_chain(struct scan *s)
 	struct volume *v = s->v;
 	uint64_t unit = get64(v->super.tail_unit), seq = get64(v->super.tail_seq);
 	uint64_t prev = get64(v->super.tail_prev), start = unit;
-	int r = 0;
+	int r, whole;
 
 	for (;;) {
-		struct group *g = group_at(s, unit);
-		const struct disk_group *h = g ? (const void *)g->buf : NULL;
-		uint64_t units = g ? (g->len + JOURNAL_UNIT - 1) / JOURNAL_UNIT : 0;
+		const struct disk_group *h;
 		struct held_list held = {0};
+		struct group *g;
+		uint64_t units;
 
+		r = group_at(s, unit, &g);
+		if (r)
+			return r;
+		h = g ? (const void *)g->buf : NULL;
+		units = g ? (g->len + JOURNAL_UNIT - 1) / JOURNAL_UNIT : 0;
 		if (!g || g->seq != seq || get64(h->prev) != prev ||
 		    unit + units - start > v->ring_units || !group_sane(v, g)) {
 			if (g)
@@ -671,10 +691,16 @@ static int scan_chain(struct scan *s)
 			group_free(g);
 			return r;
 		}
-		if (seq > s->must && !group_data_whole(v, g)) {
+		whole = seq > s->must ? group_data_whole(v, g) : 1;
+		if (whole <= 0) {
 			held_end(v, &held);
 			group_free(g);
-			break;
+			if (whole == 0)
+				break;
+			snprintf(s->msg, s->msg_len,
+				 "journal: data of group %llu cannot be read: %s",
+				 (unsigned long long)seq, strerror(-whole));
+			return whole;
 		}
 		held_join(&v->riding, &held);
 		prev = get64(h->csum);

@@ -349,8 +349,10 @@ int xattr_list(struct volume *v, struct inode *ip, char *buf, size_t *len);
  * replay). Nodes are verified: what fails is reported to `bad` and skipped.
  * Any callback may be NULL; a nonzero return ends the walk with it. `ahead`: a
  * thread of its own reads and verifies ahead of the callbacks. `from`: nodes
- * that hold nothing but lower keys are left out.
+ * that hold nothing but lower keys are left out. `bad`: a node is lost; `what` is
+ * NODE_UNREAD if reading it failed, which may pass.
  */
+#define NODE_UNREAD "cannot be read"
 struct walk {
 	void *ctx;
 	bool ahead;

@@ -157,6 +157,11 @@ static uint64_t gather_run(struct volume *v, uint64_t from, uint64_t to, uint64_
 	uint64_t all = 0, got;
 
 	while (all < n && alloc_next_free(v->alloc, from, &e) == 0 && e.start < to) {
+		/* A run is told from its start, which may lie before. */
+		if (e.start < from) {
+			e.len -= from - e.start;
+			e.start = from;
+		}
 		if (e.start + e.len > to)
 			e.len = to - e.start;
 		if (e.len > n - all)

@@ -15,6 +15,9 @@
  * allocated; durable with the checkpoint that ends the opening, or not at all.
  */
 struct volume_repair {
+	/* The checkpoint that was looked at: where the slot with it cannot be
+	 * read just now, the other one is not opened instead. 0: any. */
+	uint64_t gen;
 	const struct extent *claim;	/* in use, but free in the bitmaps */
 	size_t claims;
 	const struct extent *release;	/* in use in the bitmaps alone */

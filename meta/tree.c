@@ -621,7 +621,7 @@ int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *
 	      int *bad_err)
 {
 	struct node *n, *other;
-	const char *why = "cannot be read";
+	const char *why = NODE_UNREAD;
 	int r;
 
 	if (bad->why && bad->ptr.block == miss->ptr.block &&

@@ -614,6 +614,11 @@ int volume_open(struct image *im, const struct volume_options *opt,
 		return r;
 	if (opt->repair && opt->repair->older)
 		s = *opt->repair->older;
+	else if (opt->repair && opt->repair->gen && opt->repair->gen != get64(s.gen)) {
+		snprintf(msg, msg_len, "superblock: that of checkpoint %llu is not "
+			 "to be had", (unsigned long long)opt->repair->gen);
+		return -EIO;
+	}
 	if (get64(s.blocks) << get32(s.block_shift) > im->bytes) {
 		snprintf(msg, msg_len, "the image was cut short: %llu bytes of %llu",
 			 (unsigned long long)im->bytes,

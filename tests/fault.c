@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,11 +24,17 @@ void *__real_calloc(size_t n, size_t size);
 void *__real_realloc(void *p, size_t n);
 void *__real_aligned_alloc(size_t align, size_t n);
 int __real_posix_memalign(void **out, size_t align, size_t n);
+void *__real_mmap64(void *at, size_t n, int prot, int flags, int fd, off_t off);
+int __real_pthread_create(pthread_t *t, const pthread_attr_t *attr,
+			  void *(*run)(void *), void *arg);
 void *__wrap_malloc(size_t n);
 void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_realloc(void *p, size_t n);
 void *__wrap_aligned_alloc(size_t align, size_t n);
 int __wrap_posix_memalign(void **out, size_t align, size_t n);
+void *__wrap_mmap64(void *at, size_t n, int prot, int flags, int fd, off_t off);
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr,
+			  void *(*run)(void *), void *arg);
 
 static __thread uint64_t memory_calls;
 static __thread uint64_t memory_fail = UINT64_MAX;
@@ -68,6 +75,20 @@ void *__wrap_aligned_alloc(size_t align, size_t n)
 int __wrap_posix_memalign(void **out, size_t align, size_t n)
 {
 	return memory_fails() ? ENOMEM : __real_posix_memalign(out, align, n);
+}
+
+void *__wrap_mmap64(void *at, size_t n, int prot, int flags, int fd, off_t off)
+{
+	if (!memory_fails())
+		return __real_mmap64(at, n, prot, flags, fd, off);
+	errno = ENOMEM;
+	return MAP_FAILED;
+}
+
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr,
+			  void *(*run)(void *), void *arg)
+{
+	return memory_fails() ? EAGAIN : __real_pthread_create(t, attr, run, arg);
 }
 
 uint64_t fault_memory(uint64_t n, bool for_ever)
@@ -446,6 +467,15 @@ static int f_discard(struct image *im, uint64_t off, uint64_t len)
 	return err;
 }
 
+/* Does the host have it? What was ever written, it has. */
+static bool is_mapped(const struct fault *f, uint64_t off, uint64_t len)
+{
+	for (uint64_t n = off / FAULT_PAGE; n * FAULT_PAGE < off + len; n++)
+		if (disk_look(&f->now, n) == zeroes)
+			return false;
+	return true;
+}
+
 static int f_ensure(struct image *im, uint64_t off, uint64_t len)
 {
 	struct fault *f = of(im);
@@ -454,10 +484,28 @@ static int f_ensure(struct image *im, uint64_t off, uint64_t len)
 	pthread_mutex_lock(&f->m);
 	if (off > im->bytes || len > im->bytes - off)
 		err = -ENXIO;
-	else if (fails(f, FAULT_ENSURE))
+	else if (fails(f, FAULT_ENSURE) &&
+		 !(f->fail_err == ENOSPC && is_mapped(f, off, len)))
 		err = -f->fail_err;
 	pthread_mutex_unlock(&f->m);
 	return err;
+}
+
+static int f_mapped(struct image *im, uint64_t *off, uint64_t *len)
+{
+	struct fault *f = of(im);
+	uint64_t page = (*off + FAULT_PAGE - 1) / FAULT_PAGE, from;
+
+	pthread_mutex_lock(&f->m);
+	while (page < f->now.pages && disk_look(&f->now, page) == zeroes)
+		page++;
+	from = page;
+	while (page < f->now.pages && disk_look(&f->now, page) != zeroes)
+		page++;
+	pthread_mutex_unlock(&f->m);
+	*off = from * FAULT_PAGE;
+	*len = (page - from) * FAULT_PAGE;
+	return page > from ? 0 : -ENOENT;
 }
 
 static int f_resize(struct image *im, uint64_t bytes)
@@ -485,6 +533,7 @@ static const struct image_ops fault_ops = {
 	.flush = f_flush,
 	.discard = f_discard,
 	.ensure = f_ensure,
+	.mapped = f_mapped,
 	.resize = f_resize,
 	.close = f_close,
 };

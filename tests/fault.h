@@ -75,7 +75,8 @@ void fault_slow_flush(struct fault *f, unsigned us);
  * reaches the disk in part; a failing flush makes nothing durable and, with
  * `torn`, what was written since the last one is as good as lost: later
  * flushes do not cover it (as Linux does it). FAULT_CALLS: calls of all kinds
- * but reads. err 0 ends it.
+ * but reads. err 0 ends it. A promise of space that fails with ENOSPC does so
+ * for what was never written alone.
  */
 void fault_fail(struct fault *f, enum fault_call kind, uint64_t n, int err,
 		bool for_ever, bool torn);
@@ -85,8 +86,9 @@ uint64_t fault_failures(const struct fault *f);
 
 /*
  * Memory: the n-th malloc, calloc, realloc or aligned allocation of this thread
- * by the code under test gives NULL (and then all, if for_ever). UINT64_MAX
- * ends it. Returns how many there were since the last call.
+ * by the code under test gives NULL (and then all, if for_ever), and so does
+ * mmap; a thread cannot be made. UINT64_MAX ends it. Returns how many there
+ * were since the last call.
  */
 uint64_t fault_memory(uint64_t n, bool for_ever);
 

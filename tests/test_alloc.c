@@ -15,7 +15,8 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "alloc/alloc.h"
+#include "alloc/alloc_priv.h"
+#include "tests/fault.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SLOW 10				/* sanitizers: fewer steps */
@@ -66,7 +67,24 @@ struct walk {
 	unsigned char *map;
 	struct extent *held;
 	size_t count, max;
+	bool starved;			/* memory may be short */
 };
+
+static bool starved(const struct walk *w, int err)
+{
+	return w->starved && err == -ENOMEM;
+}
+
+/* Among what is held, whose units are marked. */
+static void walk_keep(struct walk *w, struct extent e)
+{
+	if (w->count == w->max) {
+		w->max = w->max ? w->max * 2 : 1024;
+		w->held = sim_realloc(w->held, w->max * sizeof(*w->held));
+		assert_non_null(w->held);
+	}
+	w->held[w->count++] = e;
+}
 
 static void walk_hold(struct walk *w, uint64_t start, uint64_t len)
 {
@@ -76,12 +94,7 @@ static void walk_hold(struct walk *w, uint64_t start, uint64_t len)
 		assert_int_equal(w->map[i], FREE);
 	memset(w->map + start, USED, len);
 	w->free -= len;
-	if (w->count == w->max) {
-		w->max = w->max ? w->max * 2 : 1024;
-		w->held = realloc(w->held, w->max * sizeof(*w->held));
-		assert_non_null(w->held);
-	}
-	w->held[w->count++] = (struct extent){ start, len };
+	walk_keep(w, (struct extent){ start, len });
 }
 
 static uint64_t walk_longest(const struct walk *w)
@@ -128,8 +141,10 @@ static void step_one(struct walk *w)
 				  : alloc_near(w->a, some_goal(w), len, &e);
 
 	if (err) {
-		assert_int_equal(err, -ENOSPC);
 		assert_int_equal(e.start, 7);
+		if (starved(w, err))
+			return;
+		assert_int_equal(err, -ENOSPC);
 		if (len <= w->free - w->reserved)
 			assert_true(walk_longest(w) < len);
 		return;
@@ -150,10 +165,14 @@ static void step_vec(struct walk *w, bool reserved)
 			return;
 		err = alloc_vec_reserved(w->a, some_goal(w), len, out, 8,
 					 &count, &got);
+		if (starved(w, err))
+			return;
 		assert_int_equal(err, 0);
 		w->reserved -= got;
 	} else {
 		err = alloc_vec(w->a, some_goal(w), len, out, 8, &count, &got);
+		if (starved(w, err))
+			return;
 		if (len > w->free - w->reserved) {
 			assert_int_equal(err, -ENOSPC);
 			return;
@@ -179,6 +198,8 @@ static void step_reserve(struct walk *w)
 	} else if (w->reserved + n < w->units / 4) {
 		int err = alloc_reserve(w->a, n);
 
+		if (starved(w, err))
+			return;
 		assert_int_equal(err, n <= w->free - w->reserved ? 0 : -ENOSPC);
 		if (!err)
 			w->reserved += n;
@@ -191,6 +212,8 @@ static void step_exact(struct walk *w)
 	uint64_t len = 1 + below(&w->r, 100), i;
 	int err = alloc_exact(w->a, start, len);
 
+	if (starved(w, err))
+		return;
 	if (start + len > w->units) {
 		assert_int_equal(err, -ERANGE);
 		return;
@@ -203,6 +226,42 @@ static void step_exact(struct walk *w)
 		assert_int_equal(err, 0);
 		walk_hold(w, start, len);
 	}
+}
+
+/* In one step, or in two. Not 0: there was no memory for it; it is still held. */
+static int give_back(struct walk *w, struct extent e)
+{
+	int err;
+
+	if (below(&w->r, 3)) {
+		err = alloc_free(w->a, e.start, e.len);
+		assert_true(!err || starved(w, err));
+		return err;
+	}
+	err = alloc_defer(w->a, e.start, e.len);
+	assert_true(!err || starved(w, err));
+	if (err)
+		return err;
+	err = alloc_defer(w->a, e.start, 1);
+	assert_true(err == -EINVAL || starved(w, err));
+	err = alloc_free(w->a, e.start + e.len - 1, 1);
+	assert_true(err == -EINVAL || starved(w, err));
+	err = below(&w->r, 2) ? alloc_release(w->a, e.start, e.len) : -ENOMEM;
+	if (!err) {
+		err = alloc_release(w->a, e.start, e.len);
+		assert_true(err == -EINVAL || starved(w, err));
+		return 0;
+	}
+	assert_int_equal(err, -ENOMEM);
+	err = alloc_undefer(w->a, e.start, e.len);
+	assert_true(!err || starved(w, err));
+	while (err)		/* it is ours, one way or the other */
+		err = alloc_undefer(w->a, e.start, e.len);
+	err = alloc_undefer(w->a, e.start, e.len);
+	assert_true(err == -EINVAL || starved(w, err));
+	err = alloc_free(w->a, e.start, e.len);
+	assert_true(!err || starved(w, err));
+	return err;
 }
 
 static void step_free(struct walk *w)
@@ -224,23 +283,9 @@ static void step_free(struct walk *w)
 	} else {
 		w->held[i] = w->held[--w->count];
 	}
-	if (below(&w->r, 3)) {
-		assert_int_equal(alloc_free(w->a, e.start, e.len), 0);
-	} else {
-		assert_int_equal(alloc_defer(w->a, e.start, e.len), 0);
-		assert_int_equal(alloc_defer(w->a, e.start, 1), -EINVAL);
-		assert_int_equal(alloc_free(w->a, e.start + e.len - 1, 1),
-				 -EINVAL);
-		if (below(&w->r, 2)) {
-			assert_int_equal(alloc_undefer(w->a, e.start, e.len), 0);
-			assert_int_equal(alloc_undefer(w->a, e.start, e.len),
-					 -EINVAL);
-			assert_int_equal(alloc_free(w->a, e.start, e.len), 0);
-		} else {
-			assert_int_equal(alloc_release(w->a, e.start, e.len), 0);
-			assert_int_equal(alloc_release(w->a, e.start, e.len),
-					 -EINVAL);
-		}
+	if (give_back(w, e)) {
+		walk_keep(w, e);
+		return;
 	}
 	memset(w->map + e.start, FREE, e.len);
 	w->free += e.len;
@@ -255,7 +300,7 @@ static void step_misuse(struct walk *w)
 		assert_int_equal(alloc_free(w->a, start, len), -ERANGE);
 		return;
 	}
-	for (uint64_t i = start; i < start + len; i++)
+	for (uint64_t i = start; i < start + len && !w->starved; i++)
 		if (w->map[i] == FREE) {
 			assert_int_equal(alloc_free(w->a, start, len), -EINVAL);
 			assert_int_equal(alloc_defer(w->a, start, len), -EINVAL);
@@ -283,6 +328,8 @@ static void step_resize(struct walk *w)
 	while (end > units && w->map[end - 1] == FREE)
 		end--;
 	err = alloc_resize(w->a, units, &busy);
+	if (starved(w, err))
+		return;
 	if (end > units) {
 		uint64_t first = units;
 
@@ -349,6 +396,28 @@ static void walk_finish(struct walk *w)
 	free(w->held);
 }
 
+static void walk_step(struct walk *w, unsigned i)
+{
+	/* The tide: fill for a while, then empty for a while. */
+	unsigned tide = i / 4096 % 2 ? 35 : 55;
+	unsigned what = (unsigned)below(&w->r, 100);
+
+	if (what < tide / 2)
+		step_one(w);
+	else if (what < tide)
+		step_vec(w, below(&w->r, 2));
+	else if (what < tide + 3)
+		step_reserve(w);
+	else if (what < tide + 6)
+		step_exact(w);
+	else if (what < tide + 9)
+		step_misuse(w);
+	else if (what == tide + 9 && i % 8 == 0)
+		step_resize(w);
+	else
+		step_free(w);
+}
+
 static void walk(uint64_t units, enum alloc_policy policy, unsigned steps,
 		 unsigned check_every, uint64_t s)
 {
@@ -361,24 +430,7 @@ static void walk(uint64_t units, enum alloc_policy policy, unsigned steps,
 	assert_non_null(w.map);
 	assert_int_equal(alloc_open(&cfg, NULL, 0, &w.a), 0);
 	for (unsigned i = 0; i < steps; i++) {
-		/* The tide: fill for a while, then empty for a while. */
-		unsigned tide = i / 4096 % 2 ? 35 : 55;
-		unsigned what = (unsigned)below(&w.r, 100);
-
-		if (what < tide / 2)
-			step_one(&w);
-		else if (what < tide)
-			step_vec(&w, below(&w.r, 2));
-		else if (what < tide + 3)
-			step_reserve(&w);
-		else if (what < tide + 6)
-			step_exact(&w);
-		else if (what < tide + 9)
-			step_misuse(&w);
-		else if (what == tide + 9 && i % 8 == 0)
-			step_resize(&w);
-		else
-			step_free(&w);
+		walk_step(&w, i);
 		assert_int_equal(alloc_free_units(w.a), w.free - w.reserved);
 		if (i % check_every == 0)
 			check(w.a);
@@ -410,6 +462,65 @@ static void several_chunks_walk(void **state)
 	walk(7 * ALLOC_CHUNK - 1, ALLOC_BEST_FIT, 400000 / SLOW, 128, 4);
 }
 
+/*
+ * Memory fails at every place, once and from then on, in a walk over a fresh
+ * space: what was asked for is refused, nothing else changes, and all goes on
+ * when there is memory again.
+ */
+static void mend(struct walk *w)
+{
+	/* What could not be given back half way stays in use, owned by nobody. */
+	for (uint64_t i = 0; alloc_free_units(w->a) != w->free - w->reserved &&
+			     i < w->units; i++)
+		if (w->map[i] == FREE)
+			(void)alloc_free(w->a, i, 1);
+}
+
+static uint64_t starve(uint64_t units, enum alloc_policy policy, uint64_t n,
+		       bool for_ever)
+{
+	struct alloc_config cfg = { .units = units, .policy = policy, .shards = 3 };
+	struct walk w = { .r = { 11 }, .units = units, .free = units };
+	uint64_t calls;
+	int err;
+
+	fault_memory(n, for_ever);
+	err = alloc_open(&cfg, NULL, 0, &w.a);
+	if (err) {
+		assert_int_equal(err, -ENOMEM);
+		return fault_memory(UINT64_MAX, false);
+	}
+	w.starved = true;
+	w.max_units = units * 2;
+	w.map = sim_calloc(1, w.max_units);
+	for (unsigned i = 0; i < 3000; i++)
+		walk_step(&w, i);
+	calls = fault_memory(UINT64_MAX, false);
+	w.starved = false;
+	mend(&w);
+	check(w.a);
+	assert_int_equal(alloc_free_units(w.a), w.free - w.reserved);
+	walk_compare(&w);
+	for (unsigned i = 0; i < 500; i++)
+		walk_step(&w, i);
+	walk_finish(&w);
+	return calls;
+}
+
+static void a_lack_of_memory_refuses_and_changes_nothing(void **state)
+{
+	(void)state;
+	for (enum alloc_policy p = ALLOC_FIRST_FIT; p <= ALLOC_BEST_FIT; p++)
+		for (uint64_t units = 2000; units < 200000; units *= 60) {
+			uint64_t n = starve(units, p, UINT64_MAX, false);
+
+			print_message("%llu allocations\n", (unsigned long long)n);
+			for (uint64_t i = 0; i < n; i++)
+				for (unsigned for_ever = 0; for_ever < 2; for_ever++)
+					starve(units, p, i, for_ever);
+		}
+}
+
 static void a_bad_configuration_is_named(void **state)
 {
 	static const struct {
@@ -428,6 +539,7 @@ static void a_bad_configuration_is_named(void **state)
 		{ { .units = 9, .policy = 3 }, "policy is 3, must be 0 to 2" },
 	};
 	struct alloc_config cfg = { .units = 9 };
+	struct alloc_config large = { .units = 9, .unit_bytes = 1 << 20 };
 	char msg[200];
 
 	(void)state;
@@ -439,6 +551,15 @@ static void a_bad_configuration_is_named(void **state)
 		assert_string_equal(msg, bad[i].msg);
 		assert_int_equal(alloc_open(&bad[i].cfg, NULL, 0, &a), -EINVAL);
 	}
+	/* who wants no sentence gets the same answer */
+	assert_int_equal(alloc_config_check(&(struct alloc_config){ 0 }, NULL, 0),
+			 -EINVAL);
+	assert_int_equal(alloc_config_check(&(struct alloc_config){ 0 }, msg, 0),
+			 -EINVAL);
+	assert_int_equal(alloc_config_check(&large, msg, sizeof(msg)), 0);
+	assert_int_equal(large.small_limit_bytes, 1 << 20);
+	large.small_limit_bytes = UINT32_MAX;
+	assert_int_equal(alloc_config_check(&large, msg, sizeof(msg)), 0);
 	assert_int_equal(alloc_config_check(&cfg, msg, sizeof(msg)), 0);
 	assert_int_equal(cfg.unit_bytes, 4096);
 	assert_int_equal(cfg.small_limit_bytes, 262144);
@@ -495,6 +616,27 @@ static void the_environment_configures(void **state)
 	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
 	assert_non_null(strstr(msg, "at most"));
 	unsetenv("SPACEWEAVE_ALLOC_SHARDS");
+	setenv("SPACEWEAVE_ALLOC_POLICY", "best-fit", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), 0);
+	assert_int_equal(cfg.policy, ALLOC_BEST_FIT);
+	/* An empty one is none; a number has nothing before or behind it. */
+	setenv("SPACEWEAVE_ALLOC_POLICY", "", 1);
+	setenv("SPACEWEAVE_ALLOC_SHARDS", "", 1);
+	setenv("SPACEWEAVE_ALLOC_STATE_PATH", "", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), 0);
+	assert_int_equal(cfg.shards, 4);
+	for (unsigned i = 0; i < 5; i++) {
+		static const char *const odd[] = {"-4", "K", "4KB", "4Z",
+						  "99999P"};
+
+		setenv("SPACEWEAVE_ALLOC_UNITS", odd[i], 1);
+		assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+		assert_non_null(strstr(msg, odd[i]));
+	}
+	setenv("SPACEWEAVE_ALLOC_UNITS", "8388608T", 1);
+	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
+	assert_non_null(strstr(msg, "must be at most 4503599627370496"));
+	setenv("SPACEWEAVE_ALLOC_UNITS", "2M", 1);
 	setenv("SPACEWEAVE_ALLOC_POLICY", "worst-fit", 1);
 	assert_int_equal(alloc_config_env(&cfg, msg, sizeof(msg)), -EINVAL);
 	assert_non_null(strstr(msg, "worst-fit"));
@@ -507,13 +649,17 @@ static void bytes_round_up_and_misuse_changes_nothing(void **state)
 {
 	struct alloc_config cfg = { .units = 100 };
 	struct alloc_stats st;
+	struct extent e;
 	struct alloc *a;
-	uint64_t at;
+	uint64_t at, got;
+	unsigned count;
 
 	(void)state;
 	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
 	assert_int_equal(alloc_bytes(a, 4097, &at), 0);
 	assert_int_equal(alloc_free_units(a), 98);
+	assert_int_equal(alloc_vec(a, 0, 0, &e, 1, &count, &got), -EINVAL);
+	assert_int_equal(alloc_vec(a, 0, 1, &e, 0, &count, &got), -EINVAL);
 	assert_int_equal(alloc_bytes(a, 0, &at), -EINVAL);
 	assert_int_equal(alloc_bytes(a, UINT64_MAX, &at), -ENOSPC);
 	assert_int_equal(alloc_free_bytes(a, at + 1, 4096), -EINVAL);
@@ -727,6 +873,227 @@ static void a_source_is_asked_as_needed(void **state)
 		assert_int_equal(alloc_close(a), 0);
 		free(s.map);
 	}
+}
+
+/* What a source says of chunk 1 of three, whose units 32768 .. 40000 are in use. */
+struct liar {
+	uint64_t count;
+	uint32_t free;
+	int err;
+	bool other_bits;
+	unsigned loads;
+};
+
+static int liar_describe(void *ctx, uint64_t chunk, uint64_t *count, uint32_t *free)
+{
+	const struct liar *l = ctx;
+
+	*count = chunk == 1 ? l->count : 1;
+	*free = chunk == 1 ? l->free : ALLOC_CHUNK;
+	return chunk == 1 ? l->err : 0;
+}
+
+static int liar_load(void *ctx, uint64_t chunk, void *bits)
+{
+	struct liar *l = ctx;
+
+	memset(bits, 0, ALLOC_CHUNK_BYTES);
+	if (chunk == 1)
+		memset(bits, 0xff, l->other_bits ? 8 : 7232 / 8);
+	l->loads++;
+	return 0;
+}
+
+static void a_source_that_lies_is_found_out(void **state)
+{
+	static const struct {
+		struct liar l;
+		int err;
+	} lies[] = {
+		{{1, ALLOC_CHUNK - 7232, 0, false, 0}, 0},
+		{{0, ALLOC_CHUNK, 0, false, 0}, -EUCLEAN},	/* no chunk */
+		{{1, ALLOC_CHUNK + 1, 0, false, 0}, -EUCLEAN},	/* too many free */
+		{{2, ALLOC_CHUNK - 7232, 0, false, 0}, -EUCLEAN},	/* two, of no kind */
+		{{1, ALLOC_CHUNK - 7232, 0, true, 0}, -EUCLEAN},	/* bits differ */
+		{{1, 0, -EIO, false, 0}, -EIO},
+	};
+	uint64_t units = 3 * ALLOC_CHUNK, got;
+	struct extent out[8], e;
+	unsigned count;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
+		struct liar l = lies[i].l;
+		struct alloc_config cfg = { .units = units };
+		struct alloc_source src = { &l, liar_load, liar_describe };
+		struct alloc *a;
+		struct alloc_stats st;
+
+		assert_int_equal(alloc_open(&cfg, &src, units - 7232, &a), 0);
+		assert_int_equal(alloc_next_free(a, 0, &e), lies[i].err);
+		assert_int_equal(alloc_stats(a, true, &st), lies[i].err);
+		/* What it was right about can be had. */
+		assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, ALLOC_CHUNK, out, 8,
+					   &count, &got), 0);
+		assert_int_equal(got, ALLOC_CHUNK);
+		check(a);
+		assert_int_equal(alloc_close(a), 0);
+	}
+	/* It promised more than there is: 100 units. */
+	{
+		struct liar l = lies[0].l;
+		struct alloc_config cfg = { .units = units };
+		struct alloc_source src = { &l, liar_load, liar_describe };
+		struct alloc *a;
+
+		assert_int_equal(alloc_open(&cfg, &src, units + 1, &a), -EINVAL);
+		assert_int_equal(alloc_open(&cfg, &src, units - 7132, &a), 0);
+		assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, units - 7232, out, 8,
+					   &count, &got), 0);
+		assert_int_equal(got, units - 7232);
+		assert_int_equal(alloc_any(a, 1, &e), -ENOSPC);
+		assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, 1, out, 8, &count, &got),
+				 -EUCLEAN);
+		assert_int_equal(alloc_free_units(a), 100);
+		assert_int_equal(alloc_close(a), 0);
+	}
+}
+
+/* A chunk that nobody has asked for yet decides whether the space can end there. */
+static void a_resize_asks_the_source(void **state)
+{
+	struct liar l = {1, ALLOC_CHUNK - 7232, 0, false, 0};
+	struct alloc_config cfg = { .units = 3 * ALLOC_CHUNK };
+	struct alloc_source src = { &l, liar_load, liar_describe };
+	struct extent busy = {0, 0}, e;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, &src, cfg.units - 7232, &a), 0);
+	assert_int_equal(alloc_resize(a, 0, &busy), -EINVAL);
+	assert_int_equal(alloc_resize(a, (1ull << 52) + 1, &busy), -EINVAL);
+	assert_int_equal(alloc_resize(a, ALLOC_CHUNK, &busy), -EBUSY);
+	assert_int_equal(busy.start, ALLOC_CHUNK);
+	assert_int_equal(busy.len, 7232);
+	assert_int_equal(alloc_resize(a, ALLOC_CHUNK, NULL), -EBUSY);
+	assert_int_equal(l.loads, 1);
+	check(a);
+	assert_int_equal(alloc_resize(a, 2 * ALLOC_CHUNK + 5, &busy), 0);
+	assert_int_equal(alloc_free_units(a), 2 * ALLOC_CHUNK + 5 - 7232);
+	check(a);
+	/* Far away, over chunks that nobody knows, and back in one run. */
+	assert_int_equal(alloc_resize(a, 60 * ALLOC_CHUNK + 9, &busy), 0);
+	check(a);
+	assert_int_equal(alloc_exact(a, 50 * ALLOC_CHUNK + 7, 3), 0);
+	assert_int_equal(alloc_resize(a, 40 * ALLOC_CHUNK, &busy), -EBUSY);
+	assert_int_equal(busy.start, 50 * ALLOC_CHUNK + 7);
+	assert_int_equal(busy.len, 3);
+	assert_int_equal(alloc_free(a, busy.start, busy.len), 0);
+	assert_int_equal(alloc_resize(a, 40 * ALLOC_CHUNK, &busy), 0);
+	assert_int_equal(alloc_resize(a, 2 * ALLOC_CHUNK + 1, &busy), 0);
+	check(a);
+	/* More is promised than would be left. */
+	assert_int_equal(alloc_reserve(a, 2 * ALLOC_CHUNK - 7240), 0);
+	assert_int_equal(alloc_resize(a, ALLOC_CHUNK + 7232 + 5, &busy), -ENOSPC);
+	assert_int_equal(alloc_resize(a, 2 * ALLOC_CHUNK, &busy), 0);
+	alloc_unreserve(a, 2 * ALLOC_CHUNK - 7240);
+	assert_int_equal(alloc_free_units(a), 2 * ALLOC_CHUNK - 7232);
+	assert_int_equal(alloc_any(a, ALLOC_CHUNK, &e), 0);
+	assert_int_equal(e.start, 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+	assert_int_equal(alloc_close(NULL), 0);
+}
+
+/* From the middle of a run, over chunks in and not in the tree, to its start. */
+static void a_free_run_is_told_from_its_start(void **state)
+{
+	struct alloc_config cfg = { .units = 8 * ALLOC_CHUNK };
+	struct extent e;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_exact(a, 100, 1), 0);
+	assert_int_equal(alloc_exact(a, 900, 1), 0);
+	assert_int_equal(alloc_exact(a, ALLOC_CHUNK + 20, 1), 0);
+	assert_int_equal(alloc_exact(a, 7 * ALLOC_CHUNK, 1), 0);
+	assert_int_equal(alloc_next_free(a, 500, &e), 0);
+	assert_int_equal(e.start, 101);
+	assert_int_equal(e.len, 799);
+	assert_int_equal(alloc_next_free(a, 5 * ALLOC_CHUNK, &e), 0);
+	assert_int_equal(e.start, ALLOC_CHUNK + 21);
+	assert_int_equal(e.start + e.len, 7 * ALLOC_CHUNK);
+	/* a short one over the border of two chunks */
+	assert_int_equal(alloc_exact(a, ALLOC_CHUNK - 30, 1), 0);
+	assert_int_equal(alloc_next_free(a, ALLOC_CHUNK + 3, &e), 0);
+	assert_int_equal(e.start, ALLOC_CHUNK - 29);
+	assert_int_equal(e.len, 49);
+	assert_int_equal(alloc_next_free(a, 3, &e), 0);
+	assert_int_equal(e.start, 0);
+	assert_int_equal(e.len, 100);
+	assert_int_equal(alloc_next_free(a, 8 * ALLOC_CHUNK, &e), -ENOENT);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+/* alloc_check() is what other tests rely on: it sees what is at odds. */
+static void found(struct alloc *a, const char *want)
+{
+	char msg[200] = "";
+
+	assert_int_equal(alloc_check(a, msg, sizeof(msg)), -EUCLEAN);
+	if (!strstr(msg, want))
+		fail_msg("'%s', not '%s'", msg, want);
+	assert_int_equal(alloc_check(a, NULL, 0), -EUCLEAN);
+}
+
+static void a_check_sees_what_is_at_odds(void **state)
+{
+	struct alloc_config cfg = { .units = 3 * ALLOC_CHUNK, .shards = 2 };
+	struct pair p;
+	struct extent e;
+	struct chunk *c;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_exact(a, 5000, 10), 0);
+	assert_int_equal(alloc_exact(a, 9000, 10), 0);
+	check(a);
+	c = chunks_peek(&a->chunks, 0);
+	c->free++;
+	found(a, "chunk 0 has 32748 units free, counts 32749");
+	c->free--;
+	a->pool++;
+	found(a, "units free, counted");
+	a->pool--;
+	/* the long run between the two */
+	p = (struct pair){ 5010, 3990 };
+	assert_true(btree_remove(&a->by_start, p, NULL));
+	found(a, "free units 5010 to 8999 are not a run in the tree of starts");
+	assert_int_equal(btree_prepare(&a->by_start, 64), 0);
+	btree_insert(&a->by_start, (struct pair){ 5010, 3989 });
+	found(a, "free units 5010 to 8999 are not a run in the tree of starts");
+	assert_true(btree_update(&a->by_start, (struct pair){ 5010, 3989 }, 3990, NULL));
+	check(a);
+	p = (struct pair){ 3990, 5010 };
+	assert_true(btree_remove(&a->by_size, p, NULL));
+	found(a, "free units 5010 to 8999 are not a run in the tree of sizes");
+	assert_int_equal(btree_prepare(&a->by_size, 64), 0);
+	btree_insert(&a->by_size, p);
+	check(a);
+	btree_insert(&a->by_size, (struct pair){ 77, 77 });
+	found(a, "3 long runs, 3 in the tree of starts, 4 in the tree of sizes");
+	assert_true(btree_remove(&a->by_size, (struct pair){ 77, 77 }, NULL));
+	/* a window over what is in use */
+	c->win_lo = 4990;
+	c->win_hi = 5010;
+	found(a, "chunk 0: units of its window are in use");
+	c->win_lo = c->win_hi = 0;
+	check(a);
+	assert_int_equal(alloc_any(a, 4, &e), 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
 }
 
 /* -- Threads -- */
@@ -964,9 +1331,14 @@ int main(void)
 		cmocka_unit_test(a_tiny_space_walks),
 		cmocka_unit_test(a_chunk_walks),
 		cmocka_unit_test(several_chunks_walk),
+		cmocka_unit_test(a_lack_of_memory_refuses_and_changes_nothing),
 		cmocka_unit_test(a_petabyte_opens_at_once),
 		cmocka_unit_test(what_follows_a_goal_lies_behind_it),
 		cmocka_unit_test(a_source_is_asked_as_needed),
+		cmocka_unit_test(a_source_that_lies_is_found_out),
+		cmocka_unit_test(a_resize_asks_the_source),
+		cmocka_unit_test(a_free_run_is_told_from_its_start),
+		cmocka_unit_test(a_check_sees_what_is_at_odds),
 		cmocka_unit_test(sixteen_threads_never_share_a_unit),
 		cmocka_unit_test(sixteen_threads_load_together),
 		cmocka_unit_test(a_full_space_serves_the_next_thread_as_well),

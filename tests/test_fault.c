@@ -257,6 +257,162 @@ static void memory_that_runs_out_loses_nothing(void **state)
 	sweep(0, 2, true);
 }
 
+/* ---- after a crash ---------------------------------------------------------- */
+
+/* Promised, and in the journal's tail alone: data that rides, and data beside it. */
+static struct world *crashed_world(void)
+{
+	struct world_options opt = options;
+	struct world *w;
+	uint64_t ino = 0;
+
+	opt.bytes = 4u << 20;
+	w = world_create(&opt, NULL);
+	scenario(w);
+	world_create_file(w, ROOT_INO, "small", 0644, 0, &ino);
+	world_write(w, ino, 0, 3000, 2);
+	must_report(w, world_fsync(w, ino));
+	world_create_file(w, ROOT_INO, "large", 0644, 0, &ino);
+	world_write(w, ino, 0, 200000, 1);
+	must_report(w, world_fsync(w, ino));
+	world_abandon(w);
+	return w;
+}
+
+/*
+ * Whatever fails while a volume is opened after a crash: it opens with all that
+ * was promised, or not at all, and the next time it does.
+ */
+static uint64_t reopen(struct world *from, unsigned kind, uint64_t n, bool for_ever)
+{
+	struct world *w = world_fork(from);
+	uint64_t count_now;
+	int err;
+
+	snprintf(repro, sizeof(repro), "test_fault: open after a crash, KIND=%u "
+		 "INDEX=%" PRIu64 " MODE=%d", kind, n, for_ever);
+	fault_memory(UINT64_MAX, false);
+	if (kind == FAULT_CALLS)
+		fault_memory(n, for_ever);
+	else
+		fault_fail(w->f, kind, n, EIO, for_ever, false);
+	err = world_open(w);
+	count_now = fault_memory(UINT64_MAX, false);
+	if (kind != FAULT_CALLS)
+		count_now = fault_count(w->f, kind);
+	fault_fail(w->f, FAULT_READ, 0, 0, false, false);
+	failed_opens += err != 0;
+	if (err)
+		err = world_open(w);
+	if (err)
+		world_fail(w, "open: %s: %s", strerror(-err), w->message);
+	world_check(w);
+	err = world_close(w);
+	if (err)
+		world_fail(w, "close: %s", strerror(-err));
+	world_destroy(w);
+	return count_now;
+}
+
+static void an_open_that_fails_loses_nothing(void **state)
+{
+	static const unsigned kinds[] = {FAULT_READ, FAULT_WRITE, FAULT_FLUSH,
+					 FAULT_ENSURE, FAULT_CALLS};
+	struct world *w = crashed_world();
+
+	(void)state;
+	for (unsigned k = 0; k < 5; k++) {
+		struct effort e = effort_begin(0, 2);
+		uint64_t n = reopen(w, kinds[k], UINT64_MAX, false);
+
+		failed_opens = 0;
+		for (uint64_t i = 0; i < n && !effort_spent(&e, 0); i++)
+			for (unsigned for_ever = 0; for_ever < 2; for_ever++)
+				reopen(w, kinds[k], i, for_ever);
+		print_message("kind %u: %" PRIu64 " indices, open failed in %" PRIu64
+			      "\n", kinds[k], n, failed_opens);
+		assert_true(!n || failed_opens > 0);
+	}
+	world_destroy(w);
+}
+
+/* ---- a full host -------------------------------------------------------------- */
+
+/*
+ * The host gives no more blocks, for ever: what it has given is found again when
+ * the volume is opened, after a crash too, and files can be removed.
+ */
+static void a_full_host_lets_files_be_removed(void **state)
+{
+	(void)state;
+	for (unsigned crash = 0; crash < 2; crash++) {
+		struct world_options opt = options;
+		struct world *w;
+		uint64_t dir = 0, ino;
+		char name[16];
+		int err = 0;
+
+		snprintf(repro, sizeof(repro), "test_fault: a full host, crash %u", crash);
+		opt.bytes = 8u << 20;
+		opt.volume.discard = false;
+		w = world_create(&opt, NULL);
+		world_mkdir(w, ROOT_INO, "d", 0755, &dir);
+		for (unsigned i = 0; i < 120; i++) {
+			snprintf(name, sizeof(name), "f%u", i);
+			assert_int_equal(world_create_file(w, dir, name, 0644, 0, &ino), 0);
+			assert_int_equal(world_write(w, ino, 0, 20000, i), 0);
+		}
+		assert_int_equal(world_sync(w), 0);
+		for (unsigned i = 0; i < 60; i++) {
+			snprintf(name, sizeof(name), "f%u", i);
+			assert_int_equal(world_unlink(w, dir, name), 0);
+		}
+		assert_int_equal(world_checkpoint(w), 0);
+		if (crash)
+			world_abandon(w);
+		else
+			assert_int_equal(world_close(w), 0);
+		fault_fail(w->f, FAULT_ENSURE, 0, ENOSPC, true, false);
+		for (unsigned round = 0; round < 2; round++) {
+			err = world_open(w);
+			if (err)
+				world_fail(w, "open on a full host: %s: %s",
+					   strerror(-err), w->message);
+			for (unsigned i = 60 + round * 30; i < 90 + round * 30; i++) {
+				snprintf(name, sizeof(name), "f%u", i);
+				err = world_unlink(w, dir, name);
+				if (err)
+					world_fail(w, "unlink on a full host: %s",
+						   strerror(-err));
+				if (i % 8 == 0)
+					assert_int_equal(world_sync(w), 0);
+				if (i % 11 == 0)
+					assert_int_equal(world_tick(w), 0);
+			}
+			world_check(w);
+			/* New files are refused, or not; nothing else. */
+			for (unsigned i = 0; i < 200 && !err; i++) {
+				snprintf(name, sizeof(name), "n%u.%u", round, i);
+				err = world_create_file(w, dir, name, 0644, 0, &ino);
+				if (!err)
+					err = world_write(w, ino, 0, 50000, i);
+			}
+			assert_true(!err || err == -ENOSPC);
+			world_check(w);
+			err = world_close(w);
+			if (err)
+				world_fail(w, "close on a full host: %s", strerror(-err));
+		}
+		fault_fail(w->f, FAULT_ENSURE, 0, 0, false, false);
+		assert_int_equal(world_open(w), 0);
+		assert_int_equal(world_create_file(w, dir, "again", 0644, 0, &ino), 0);
+		assert_int_equal(world_write(w, ino, 0, 90000, 1), 0);
+		world_check(w);
+		assert_int_equal(world_close(w), 0);
+		world_destroy(w);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -267,6 +423,8 @@ int main(void)
 		cmocka_unit_test(a_host_without_room_loses_nothing),
 		cmocka_unit_test(a_superblock_that_cannot_be_read_forbids_writing),
 		cmocka_unit_test(memory_that_runs_out_loses_nothing),
+		cmocka_unit_test(an_open_that_fails_loses_nothing),
+		cmocka_unit_test(a_full_host_lets_files_be_removed),
 	};
 	int failed;
 

@@ -22,6 +22,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "tests/fault.h"
+
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SLOW 8				/* sanitizers: fewer cases */
 #else
@@ -48,6 +50,8 @@ static struct sim_disk {
 	int logged;
 	long ops, cut;			/* the power goes at this operation */
 	bool dead;
+	long calls, fail;		/* this call fails, and changes nothing */
+	int fail_err;
 	size_t pos;
 } disk;
 
@@ -59,6 +63,14 @@ static bool disk_op(void)
 	if (disk.cut && ++disk.ops >= disk.cut)
 		disk.dead = true;
 	return disk.dead;
+}
+
+static bool call_fails(void)
+{
+	bool now = ++disk.calls == disk.fail;
+
+	errno = now ? disk.fail_err : errno;
+	return now;
 }
 
 static int *dir_find(const char *name, bool make)
@@ -96,6 +108,8 @@ static int sim_open(const char *name, int flags, ...)
 {
 	int file = -1;
 
+	if (call_fails())
+		return -1;
 	pthread_mutex_lock(&disk_lock);
 	if (flags & O_DIRECTORY) {
 		pthread_mutex_unlock(&disk_lock);
@@ -123,7 +137,7 @@ static int sim_open(const char *name, int flags, ...)
 static int sim_close(int fd)
 {
 	(void)fd;
-	return 0;
+	return call_fails() ? -1 : 0;
 }
 
 static void put(struct sim_file *f, const void *buf, size_t n, size_t at)
@@ -131,7 +145,7 @@ static void put(struct sim_file *f, const void *buf, size_t n, size_t at)
 	if (at < f->synced)
 		f->dirty = true;
 	if (at + n > f->len) {
-		f->data = realloc(f->data, at + n);
+		f->data = sim_realloc(f->data, at + n);
 		memset(f->data + f->len, 0, at + n - f->len);
 		f->len = at + n;
 	}
@@ -140,6 +154,8 @@ static void put(struct sim_file *f, const void *buf, size_t n, size_t at)
 
 static ssize_t sim_write(int fd, const void *buf, size_t n)
 {
+	if (call_fails())
+		return -1;
 	if (!disk_op()) {
 		put(&disk.files[fd], buf, n, disk.pos);
 		disk.pos += n;
@@ -149,6 +165,8 @@ static ssize_t sim_write(int fd, const void *buf, size_t n)
 
 static ssize_t sim_pwrite(int fd, const void *buf, size_t n, off_t at)
 {
+	if (call_fails())
+		return -1;
 	if (!disk_op())
 		put(&disk.files[fd], buf, n, (size_t)at);
 	return (ssize_t)n;
@@ -158,6 +176,8 @@ static ssize_t sim_read(int fd, void *buf, size_t n)
 {
 	struct sim_file *f = &disk.files[fd];
 
+	if (call_fails())
+		return -1;
 	n = n < f->len - disk.pos ? n : f->len - disk.pos;
 	memcpy(buf, f->data + disk.pos, n);
 	disk.pos += n;
@@ -168,18 +188,25 @@ static off_t sim_lseek(int fd, off_t at, int how)
 {
 	(void)fd;
 	(void)how;
+	if (call_fails())
+		return -1;
 	disk.pos = (size_t)at;
 	return at;
 }
 
 static int sim_fstat(int fd, struct stat *st)
 {
+	st->st_size = 0;
+	if (call_fails())
+		return -1;
 	st->st_size = (off_t)disk.files[fd].len;
 	return 0;
 }
 
 static int sim_fsync(int fd)
 {
+	if (call_fails())
+		return -1;
 	if (disk_op()) {
 		errno = EIO;
 		return -1;
@@ -196,6 +223,8 @@ static int sim_fsync(int fd)
 
 static int sim_unlink(const char *name)
 {
+	if (call_fails())
+		return -1;
 	if (dir_get(name) < 0) {
 		errno = ENOENT;
 		return -1;
@@ -207,6 +236,8 @@ static int sim_unlink(const char *name)
 
 static int sim_link(const char *from, const char *to)
 {
+	if (call_fails())
+		return -1;
 	if (dir_get(from) < 0) {
 		errno = ENOENT;
 		return -1;
@@ -220,6 +251,8 @@ static int sim_rename(const char *from, const char *to)
 {
 	int file = dir_get(from);
 
+	if (call_fails())
+		return -1;
 	if (!disk_op()) {
 		dir_set(to, file);
 		dir_set(from, -1);
@@ -268,7 +301,7 @@ static void disk_reboot(int kept, int tear)
 	}
 	memcpy(disk.dir_synced, disk.dir, sizeof(disk.dir));
 	disk.logged = 0;
-	disk.cut = disk.ops = 0;
+	disk.cut = disk.ops = disk.fail = 0;
 	disk.dead = false;
 }
 
@@ -675,6 +708,134 @@ static void a_crash_leaves_the_old_or_the_new(void **state)
 	disk_copy(&crashed, &(struct sim_disk){ 0 });
 }
 
+/* One call fails, or one allocation of memory: the save says so, and is undone. */
+static void fail_next(long call, int err, bool memory)
+{
+	disk.calls = 0;
+	disk.fail = memory ? 0 : call;
+	disk.fail_err = err;
+	fault_memory(memory ? (uint64_t)call - 1 : UINT64_MAX, false);
+}
+
+/* Whether it came to that. */
+static bool has_failed(long call, bool memory)
+{
+	uint64_t calls = fault_memory(UINT64_MAX, false);
+	bool failed = memory ? calls >= (uint64_t)call : disk.calls >= call;
+
+	disk.fail = 0;
+	return failed;
+}
+
+static void a_save_that_fails_leaves_the_old_or_the_new(void **state)
+{
+	static const int errors[] = {EIO, ENOSPC, EINTR, EPERM, 0 /* memory */};
+	uint64_t units = 12 * ALLOC_CHUNK, old_picture, new_picture, got;
+	struct sim_disk before = { 0 };
+	unsigned saves = 0, refused = 0;
+
+	(void)state;
+	disk_clear();
+	for (unsigned i = 0; i < 2; i++) {
+		struct alloc *a = space(units);
+
+		scatter(a, units, 300);
+		assert_int_equal(alloc_close(a), 0);
+	}
+	disk_copy(&before, &disk);
+	for (unsigned e = 0; e < 5; e++) {
+		bool failed = true;
+
+		for (long call = 1; failed; call++) {
+			struct alloc *a, *b;
+			int err;
+
+			disk_copy(&disk, &before);
+			a = space(units);
+			old_picture = picture(a);
+			random_state = 78;
+			scatter(a, units, 2000);
+			new_picture = picture(a);
+			fail_next(call, errors[e], !errors[e]);
+			err = alloc_save(a);
+			failed = has_failed(call, !errors[e]);
+			assert_true(!err || (failed && (err == -errors[e] ||
+							(!errors[e] && err == -ENOMEM))));
+			assert_true(failed || !err);
+			refused += err != 0;
+			saves++;
+			/* What others find now. */
+			b = space(units);
+			got = picture(b);
+			assert_true(got == new_picture || (err && got == old_picture));
+			assert_string_equal(err ? "" : alloc_notice(b), "");
+			assert_int_equal(alloc_close(b), 0);
+			/* And it is not used up by that. */
+			assert_int_equal(picture(a), new_picture);
+			assert_int_equal(alloc_save(a), 0);
+			check(a);
+			assert_int_equal(alloc_close(a), 0);
+			a = space(units);
+			assert_int_equal(picture(a), new_picture);
+			assert_int_equal(alloc_close(a), 0);
+		}
+	}
+	print_message("%u saves, %u refused\n", saves, refused);
+	assert_true(refused > 20);
+	disk_copy(&before, &(struct sim_disk){ 0 });
+}
+
+static void a_file_that_cannot_be_read_is_not_taken_for_none(void **state)
+{
+	static const int errors[] = {EIO, EINTR, 0 /* memory */};
+	uint64_t units = 4 * ALLOC_CHUNK, want;
+	struct alloc *a;
+
+	(void)state;
+	disk_clear();
+	a = space(units);
+	scatter(a, units, 500);
+	want = picture(a);
+	assert_int_equal(alloc_close(a), 0);
+	for (unsigned e = 0; e < 3; e++) {
+		bool failed = true;
+
+		for (long call = 1; failed; call++) {
+			struct alloc_config cfg = config(units);
+			int err;
+
+			fail_next(call, errors[e], !errors[e]);
+			err = alloc_open(&cfg, NULL, 0, &a);
+			failed = has_failed(call, !errors[e]);
+			assert_true(failed || !err);
+			if (!err) {
+				assert_int_equal(picture(a), want);
+				assert_int_equal(alloc_close(a), 0);
+				continue;
+			}
+			if (errors[e])
+				assert_int_equal(err, -errors[e]);
+			else
+				assert_true(err == -ENOMEM || err == -EAGAIN);
+		}
+	}
+	a = space(units);
+	assert_int_equal(picture(a), want);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+static void a_path_too_long_is_refused(void **state)
+{
+	static char path[PATH_MAX];
+	struct alloc_config cfg = config(1000);
+	struct alloc *a;
+
+	(void)state;
+	memset(path, 'x', sizeof(path) - 1);
+	cfg.state_path = path;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), -ENAMETOOLONG);
+}
+
 /*
  * Threads move tokens: each takes a run of 7 units before it frees another of
  * 7, so at every moment of which a save may be, whole runs are in use, and of
@@ -854,6 +1015,9 @@ int main(void)
 		cmocka_unit_test(no_file_breaks_the_reader),
 		cmocka_unit_test(no_records_break_the_reader),
 		cmocka_unit_test(a_crash_leaves_the_old_or_the_new),
+		cmocka_unit_test(a_save_that_fails_leaves_the_old_or_the_new),
+		cmocka_unit_test(a_file_that_cannot_be_read_is_not_taken_for_none),
+		cmocka_unit_test(a_path_too_long_is_refused),
 		cmocka_unit_test(a_save_is_one_point_in_time),
 		cmocka_unit_test(calls_and_time_bring_a_save),
 		cmocka_unit_test(the_example_compiles_as_printed),

@@ -292,7 +292,9 @@ static int open_with(struct fsck *f, const struct volume_repair *how, char *msg,
  */
 static int open_volume(struct fsck *f)
 {
-	struct volume_repair how = {.lost = f->saved, .losts = f->saved_count};
+	struct volume_repair how = {.gen = get64(f->super.gen),
+				    .lost = f->saved,
+				    .losts = f->saved_count};
 	char msg[240] = "";
 	struct lost_node *all;
 	int ret = open_with(f, &how, msg, sizeof(msg));
@@ -318,8 +320,9 @@ static int open_volume(struct fsck *f)
 	all = saved_and(f, f->gone, f->gone_count);
 	if (!all)
 		return -ENOMEM;
-	how = (struct volume_repair){.lost = all,
-				     .losts = f->saved_count + f->gone_count};
+	how.no_replay = false;
+	how.lost = all;
+	how.losts = f->saved_count + f->gone_count;
 	ret = open_with(f, &how, msg, sizeof(msg));
 	free(all);
 	return ret ? ret : tables_init(f);
@@ -492,6 +495,11 @@ static int repair(struct fsck *f)
 		if (ret)
 			return operation_failed(f, ret);
 		errors = problem_errors();
+		if (repair_hasty(f)) {
+			cli_warn("what could not be read can be now: once more");
+			forget(f);
+			continue;
+		}
 		/* what is severely damaged is not written to without -y */
 		if (mode == PROBLEM_PREEN && problem_hopeless())
 			repairs_fini(&f->repairs);

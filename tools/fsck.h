@@ -188,6 +188,7 @@ struct repair {
 	enum repair_kind kind;
 	enum problem_id id;
 	uint64_t ino, a, b;
+	bool unread;		/* REPAIR_NODE: it could not be read */
 	uint16_t name_len;
 	char *name;
 };
@@ -282,6 +283,9 @@ int second_look(struct fsck *f);	/* names of what 5 and 7 found */
 /* Repairs that wait for a volume open for writing. */
 int repair_later(struct fsck *f, const struct repair *r);
 int repair_all(struct fsck *f);
+/* Can a node be read now that could not when the round passed? Then what was
+ * found without it does not hold. */
+bool repair_hasty(struct fsck *f);
 int repair_super(struct fsck *f);
 void repairs_fini(struct repairs *r);
 /*

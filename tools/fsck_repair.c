@@ -190,7 +190,7 @@ static int entry_change(struct fsck *f, const struct repair *r)
 	case REPAIR_INDEX_SET:
 		ret = index_put(t, r->a, r, e.ino, e.index, e.type);
 		break;
-	case REPAIR_INDEX_ENTRY:
+	default:		/* REPAIR_INDEX_ENTRY */
 		/* The name may belong to another entry, or to none. */
 		if (there || name_wrong(r->name, r->name_len)) {
 			index_key(&k, r->a, r->b);
@@ -204,9 +204,6 @@ static int entry_change(struct fsck *f, const struct repair *r)
 			if (!ret)
 				ret = index_put(t, r->a, r, r->ino, r->b, type);
 		}
-		break;
-	default:
-		ret = -EINVAL;
 	}
 	return end(f, dir, t, ret);
 }
@@ -461,18 +458,9 @@ static int repair_one(struct fsck *f, const struct repair *r)
 		return xattr_drop(f, r);
 	case REPAIR_REF:
 		return ref_set(f, r);
-	case REPAIR_SPACE:
-	case REPAIR_BITMAPS:
-	case REPAIR_NODE:
-	case REPAIR_SORT:
-	case REPAIR_ITEM_REMOVE:
-	case REPAIR_ITEM_PUT:
-	case REPAIR_LOST_RUN:
-	case REPAIR_REPLAY:
-	case REPAIR_SUPER:
+	default:
 		return 0;	/* done by opening, or by repair_super() */
 	}
-	return -EINVAL;
 }
 
 static void say(void *ctx, const char *text)
@@ -625,7 +613,8 @@ static int open_for_repair(struct fsck *f, const struct runs *claim,
 			   const struct runs *release, const struct items *items,
 			   const struct lost_node *lost, size_t losts)
 {
-	const struct volume_repair space = {.claim = claim->v,
+	const struct volume_repair space = {.gen = get64(f->super.gen),
+					    .claim = claim->v,
 					    .claims = claim->count,
 					    .release = release->v,
 					    .releases = release->count,
@@ -671,6 +660,20 @@ static bool only_super(const struct repairs *rs)
 		if (rs->v[i].kind != REPAIR_SUPER)
 			return false;
 	return true;
+}
+
+bool repair_hasty(struct fsck *f)
+{
+	static uint8_t buf[1u << BLOCK_SHIFT_MAX];
+
+	for (size_t i = 0; i < f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i];
+
+		if (r->unread && r->b < f->blocks &&
+		    !image_pread(f->im, buf, (size_t)1 << f->shift, r->b << f->shift))
+			return true;
+	}
+	return false;
 }
 
 /* All that is to be done with opening, in one checkpoint. */

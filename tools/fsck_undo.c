@@ -145,12 +145,6 @@ static int undo_pwritev(struct image *im, const struct iovec *iov, int n,
 
 static int undo_flush(struct image *im) { return image_flush(undo_of(im)->under); }
 
-static int undo_discard(struct image *im, uint64_t off, uint64_t len)
-{
-	(void)im, (void)off, (void)len;
-	return 0;		/* nothing has to go */
-}
-
 static int undo_ensure(struct image *im, uint64_t off, uint64_t len)
 {
 	return image_ensure(undo_of(im)->under, off, len);
@@ -199,12 +193,12 @@ static void undo_close(struct image *im)
 	free(u);
 }
 
+/* A volume open for repairs discards nothing. */
 static const struct image_ops undo_ops = {
 	.pread = undo_pread,
 	.pwrite = undo_pwrite,
 	.pwritev = undo_pwritev,
 	.flush = undo_flush,
-	.discard = undo_discard,
 	.ensure = undo_ensure,
 	.resize = undo_resize,
 	.close = undo_close,

@@ -23,7 +23,7 @@ const char *table_name(enum table t)
 {
 	static const char *const names[TABLES] = {"files", "references", "space"};
 
-	return t < TABLES ? names[t] : "?";
+	return names[t];
 }
 
 bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len)
@@ -256,10 +256,11 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 			   .id = P_NODE_BAD,
 			   .ino = t,
 			   .a = level,
-			   .b = block};
+			   .b = block,
+			   .unread = !strcmp(what, NODE_UNREAD)};
 
 	if (PROBLEM(P_NODE_BAD, .name = table_name(t), .is = level, .blk = block,
-		    .what = what ? what : "unreadable") &&
+		    .what = what) &&
 	    repair_later(w->f, &r))
 		return -ENOMEM;
 	w->f->incomplete = true;

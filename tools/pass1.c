@@ -36,7 +36,10 @@ static void copy_load(struct fsck *f, unsigned i, uint64_t off, struct copy *c)
 		c->why = "the image ends before it";
 		return;
 	}
+	/* it may be the newest: not written over for one failure */
 	ret = image_pread(f->im, &c->s, sizeof(c->s), off);
+	if (ret)
+		ret = image_pread(f->im, &c->s, sizeof(c->s), off);
 	if (ret) {
 		c->why = strerror(-ret);
 		return;

@@ -11,8 +11,8 @@
 #include <string.h>
 
 /* What is wrong with an item, or NULL. */
-static const char *item_wrong(const struct fsck *f, const struct disk_jitem *ji,
-			      const uint8_t *end)
+static const char *item_wrong(const struct fsck *f, const struct disk_group *g,
+			      const struct disk_jitem *ji, const uint8_t *end)
 {
 	size_t klen, vlen;
 	le64 run[2];
@@ -23,6 +23,8 @@ static const char *item_wrong(const struct fsck *f, const struct disk_jitem *ji,
 	vlen = get16(ji->vlen);
 	if ((size_t)(end - ji->bytes) < klen + vlen)
 		return "it is cut off";
+	if (get64(g->of_gen) && ji->type != JITEM_TAKE && ji->type != JITEM_FREE)
+		return "a checkpoint takes and frees, no more";
 	switch (ji->type) {
 	case JITEM_PUT:
 	case JITEM_DEL:
@@ -75,7 +77,7 @@ static const char *items_wrong(struct fsck *f, const struct disk_group *g)
 
 	for (uint32_t i = 0; i < get32(g->items); i++) {
 		const struct disk_jitem *ji = (const void *)p;
-		const char *why = item_wrong(f, ji, end);
+		const char *why = item_wrong(f, g, ji, end);
 
 		if (why)
 			return why;

@@ -42,7 +42,7 @@
  *   group N                          spoil the Nth group of the journal
  *   scatter PATH N                   a file of every second of 2 N blocks
  *   dirty N                          N small transactions, durable, and a crash
- *   busy N M                         twice N files and a checkpoint, M files, a crash
+ *   twice N M                        twice N files and a checkpoint, M files, a crash
  *   truncate BYTES                   of the image
  *
  * These break nothing, but fail if it is not so, or print:
@@ -51,6 +51,9 @@
  *   reads PATH BLK                   the block can be read
  *   lost PATH BLK                    reading it is refused
  *   digest                           of all items of the files
+ *   busy FILE MS                     holds the volume open until there is FILE,
+ *                                    with a checkpoint each MS milliseconds
+ *                                    (-1: none); FILE.held says so
  *
  * Numbers take 0x. A field's VALUE may be +N or -N, or @PATH, an inode's number.
  */
@@ -874,7 +877,7 @@ static void make_dirty(unsigned n)
 	image_close(im);
 }
 
-static void make_busy(unsigned n, unsigned m)
+static void make_twice(unsigned n, unsigned m)
 {
 	static const struct volume_repair none;
 	char name[32];
@@ -889,6 +892,33 @@ static void make_busy(unsigned n, unsigned m)
 	must("sync", volume_sync(v));
 	volume_abandon(v);
 	image_close(im);
+}
+
+static void busy(const char *file, int ms)
+{
+	static const struct volume_repair none;
+	struct inode *ip;
+	struct txn *x;
+	char held[300];
+
+	open_with(&none, false);
+	snprintf(held, sizeof(held), "%s.held", file);
+	close(open(held, O_WRONLY | O_CREAT, 0644));
+	while (access(file, F_OK)) {
+		if (ms < 0) {
+			usleep(1000);
+			continue;
+		}
+		must("file", inode_get(v, ino_of("/dir/sub/deep"), &ip));
+		rwlock_write(&ip->lock);
+		must("begin", txn_begin(v, TXN_NORMAL, &x));
+		inode_edit(x, ip)->mtime.sec++;
+		must("commit", txn_commit(x));
+		done(ip);
+		must("checkpoint", volume_checkpoint(v));
+		usleep((unsigned)ms * 1000);
+	}
+	close_volume();
 }
 
 static uint64_t free_run(uint64_t len)
@@ -1159,8 +1189,12 @@ int main(int argc, char **argv)
 		make_dirty((unsigned)number(argv[0]));
 		return 0;
 	}
+	if (!strcmp(c, "twice") && argc == 2) {
+		make_twice((unsigned)number(argv[0]), (unsigned)number(argv[1]));
+		return 0;
+	}
 	if (!strcmp(c, "busy") && argc == 2) {
-		make_busy((unsigned)number(argv[0]), (unsigned)number(argv[1]));
+		busy(argv[0], atoi(argv[1]));
 		return 0;
 	}
 	if (!strcmp(c, "claim-free") && argc == 1) {

@@ -50,4 +50,72 @@ printf 'xx' | dd of=bad bs=1 seek=10000 conv=notrunc status=none
 undo bad image && fail "a damaged file was taken"
 [ "$after" = "$(sum image)" ] || fail "and the image was changed"
 undo image saved && fail "an image was taken for an undo file"
+
+# says TEXT: the last command's output.
+says() { tail -n 3 out | grep -q -- "$1" || fail "it does not say '$1'"; }
+
+# What cannot be saved is not repaired.
+for place in none/saved . "$work"; do
+	cp --sparse=always base image
+	fsck -fy -u "$place" image && fail "repaired without an undo file in '$place'"
+	says 'cannot make the undo file'
+	[ "$before" = "$(sum image)" ] || fail "and the image was changed"
+done
+(
+	trap '' XFSZ
+	ulimit -f 6		# KiB: the head, and not what comes first
+	fsck -fy -u short image
+) && fail "repaired with an undo file that cannot be written"
+grep -q 'cannot write the undo file: .*; nothing is changed' out ||
+	fail "it does not say why"
+[ "$before" = "$(sum image)" ] || fail "and the image was changed"
+
+# Usage, and what is not there.
+for args in '' 'saved' 'saved image more' '-x saved image'; do
+	# shellcheck disable=SC2086 # words are meant
+	undo $args && fail "undo $args"
+	says 'even if the image was changed\|only verify\|this help'
+done
+undo -h || fail "undo -h"
+says 'this help'
+undo saved none && fail "an image that is not there"
+says "cannot open 'none': No such file"
+undo none image && fail "an undo file that is not there"
+says "cannot open 'none': No such file"
+: >empty
+undo empty image && fail "an empty undo file"
+says "is not an undo file"
+
+# An image that somebody has open.
+"$damage" base busy stop -1 &
+while [ ! -e stop.held ]; do sleep 0.02; done
+undo saved base && fail "undone under a volume that is open"
+says 'it is in use'
+touch stop
+wait
+
+# An image that cannot be written.
+cp --sparse=always repaired image
+(
+	trap '' XFSZ
+	ulimit -f 6
+	undo saved image
+) && fail "an image that cannot be written"
+says 'File too large'
+undo saved image || fail "undone by halves, and not to be finished"
+[ "$before" = "$(sum image)" ] || fail "finished, and not all is back"
+
+# Much to be saved: of a large directory nodes in the middle of its tree are lost.
+rm -f image saved2
+"$bin/mkfs.spaceweave" -q image 32M
+"$damage" image make
+"$damage" image many 8000
+"$damage" image node 0 1 3
+"$damage" image node 0 1 0
+before=$(sum image)
+fsck -fy -u saved2 image && fail "no errors were found"
+[ "$(stat -c %s saved2)" -gt 2200000 ] || fail "little was saved: $(stat -c %s saved2)"
+fsck -fn image || fail "not repaired"
+undo saved2 image || fail "much cannot be undone"
+[ "$before" = "$(sum image)" ] || fail "much was saved, and not all is back"
 exit 0

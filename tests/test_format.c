@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Nothing is believed before its bounds hold: each field of a superblock, a
+ * node and a journal group that makes no sense, under a checksum that matches,
+ * is refused, and by name where somebody is told.
+ */
+#include "meta/meta_priv.h"
+#include "tests/fault.h"
+#include "tests/group.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#define BYTES (2u << 20)
+#define BLOCK 4096u
+
+static struct fault *formatted(uint64_t bytes)
+{
+	struct volume_geometry g = {.bytes = bytes};
+	struct fault *f = fault_create(bytes);
+
+	assert_int_equal(volume_format(fault_image(f), &g), 0);
+	return f;
+}
+
+/* ---- superblocks --------------------------------------------------------------- */
+
+static void a_superblock_out_of_bounds_is_refused_by_name(void **state)
+{
+	static const struct {
+		size_t at;
+		unsigned bytes;
+		uint64_t value;
+		int err;
+		const char *why;
+	} bad[] = {
+#define AT(field) offsetof(struct disk_super, field)
+		{AT(magic), 8, 7, EINVAL, "not a Spaceweave volume"},
+		{AT(version), 4, 99, EPROTONOSUPPORT, "unknown version"},
+		{AT(incompat), 8, 1, EPROTONOSUPPORT, "unknown incompatible feature"},
+		{AT(slot), 4, 1, EFSCORRUPTED, "belongs to another place"},
+		{AT(block_shift), 4, 11, EFSCORRUPTED, "block size out of range"},
+		{AT(block_shift), 4, 17, EFSCORRUPTED, "block size out of range"},
+		{AT(blocks), 8, 10, EFSCORRUPTED, "volume size out of range"},
+		{AT(blocks), 8, 1ull << 39, EFSCORRUPTED, "volume size out of range"},
+		{AT(journal_units), 8, 47, EFSCORRUPTED, "journal out of range"},
+		{AT(journal_units), 8, BYTES, EFSCORRUPTED, "journal out of range"},
+		{AT(journal_block), 8, 31, EFSCORRUPTED, "journal out of range"},
+		{AT(journal_block), 8, BYTES / BLOCK - 20, EFSCORRUPTED,
+		 "journal out of range"},
+		{AT(free_blks), 8, BYTES / BLOCK + 1, EFSCORRUPTED,
+		 "free count exceeds the volume"},
+		{AT(root[1].ptr.block), 8, BYTES / BLOCK, EFSCORRUPTED,
+		 "root out of range"},
+		{AT(root[2].level), 4, TREE_LEVELS, EFSCORRUPTED, "root out of range"},
+#undef AT
+	};
+	struct fault *f = formatted(BYTES);
+	struct image *im = fault_image(f);
+	struct volume_options opt = {.no_threads = true};
+	struct disk_super good, s, zero = {0};
+	struct volume *v;
+	char msg[200], want[100];
+
+	(void)state;
+	assert_int_equal(image_pread(im, &good, sizeof(good), 0), 0);
+	fault_poke(f, &zero, sizeof(zero), SUPER_SLOT_OFFSET(1));
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		le64 value = put64(bad[i].value);
+
+		s = good;
+		memcpy((char *)&s + bad[i].at, &value, bad[i].bytes);
+		s.csum = put64(checksum(&s, offsetof(struct disk_super, csum)));
+		fault_poke(f, &s, sizeof(s), 0);
+		assert_int_equal(volume_open(im, &opt, &v, msg, sizeof(msg)),
+				 -bad[i].err);
+		snprintf(want, sizeof(want), "superblock: %s", bad[i].why);
+		assert_string_equal(msg, i ? want : bad[i].why);
+	}
+	s = good;
+	s.label[3] ^= 1;
+	fault_poke(f, &s, sizeof(s), 0);
+	assert_int_equal(volume_open(im, &opt, &v, msg, sizeof(msg)), -EFSBADCRC);
+	assert_string_equal(msg, "superblock: checksum does not match");
+	/* A ring that ends within a block of 8 KiB. */
+	s = good;
+	s.block_shift = put32(13);
+	s.blocks = put64(BYTES >> 13);
+	s.free_blks = put64(0);
+	s.journal_units = put64(get64(s.journal_units) | 1);
+	super_seal(&s, 0);
+	fault_poke(f, &s, sizeof(s), 0);
+	assert_int_equal(volume_open(im, &opt, &v, msg, sizeof(msg)), -EFSCORRUPTED);
+	assert_string_equal(msg, "superblock: journal out of range");
+	fault_destroy(f);
+}
+
+/* A reader that knows less than the writer may look, and no more. */
+static void an_unknown_feature_allows_looking_alone(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct image *im = fault_image(f);
+	struct volume_options opt = {.no_threads = true};
+	struct disk_super s;
+	struct volume *v;
+	char msg[200];
+
+	(void)state;
+	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
+		fault_peek(f, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
+		s.ro_compat = put64(4);
+		super_seal(&s, i);
+		fault_poke(f, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
+	}
+	assert_int_equal(volume_open(im, &opt, &v, msg, sizeof(msg)), -EPROTONOSUPPORT);
+	assert_string_equal(msg, "an unknown feature allows read-only mounts alone");
+	opt.readonly = true;
+	fault_freeze(f, true);
+	assert_int_equal(volume_open(im, &opt, &v, msg, sizeof(msg)), 0);
+	assert_int_equal(volume_close(v), 0);
+	fault_destroy(f);
+}
+
+static void an_image_that_ends_too_soon_is_refused(void **state)
+{
+	struct volume_options opt = {.no_threads = true};
+	struct fault *f = formatted(BYTES);
+	struct image *im = fault_image(f);
+	struct volume *v;
+	char msg[200];
+
+	(void)state;
+	im->bytes = BYTES - 1;
+	assert_int_equal(volume_open(im, &opt, &v, msg, sizeof(msg)), -EFSCORRUPTED);
+	assert_string_equal(msg, "the image was cut short: 2097151 bytes of 2097152");
+	im->bytes = 4000;
+	assert_int_equal(volume_open(im, &opt, &v, msg, sizeof(msg)), -EINVAL);
+	assert_string_equal(msg, "not a Spaceweave volume");
+	im->bytes = BYTES;
+	fault_destroy(f);
+}
+
+static void a_geometry_out_of_bounds_is_refused_by_name(void **state)
+{
+	static const struct {
+		struct volume_geometry g;
+		const char *why;
+	} bad[] = {
+		{{.bytes = BYTES, .block_shift = 11},
+		 "block size 2^11 is not one of 4 KiB .. 64 KiB"},
+		{{.bytes = BYTES, .block_shift = 17},
+		 "block size 2^17 is not one of 4 KiB .. 64 KiB"},
+		{{.bytes = (1u << 20) - 1},
+		 "size 1044480 is not between 1048576 (1 MiB) and 1125899906842624 "
+		 "(1 PiB) bytes"},
+		{{.bytes = (1ull << 50) + BLOCK},
+		 "size 1125899906846720 is not between 1048576 (1 MiB) and "
+		 "1125899906842624 (1 PiB) bytes"},
+		{{.bytes = BYTES, .journal_bytes = 1},
+		 "journal size 4096 is not between 196608 and 1048576 bytes"},
+		{{.bytes = 1ull << 40, .journal_bytes = (1ull << 30) + 1},
+		 "journal size 1073745920 is not between 196608 and 1073741824 bytes"},
+	};
+	struct volume_geometry g;
+	char msg[200];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		struct fault *f = fault_create(BYTES);
+
+		g = bad[i].g;
+		assert_int_equal(volume_geometry_check(&g, msg, sizeof(msg)), -EINVAL);
+		assert_string_equal(msg, bad[i].why);
+		fault_freeze(f, true);
+		assert_int_equal(volume_format(fault_image(f), &bad[i].g), -EINVAL);
+		assert_int_equal(fault_count(f, FAULT_WRITE), 0);
+		fault_destroy(f);
+	}
+}
+
+/* ---- nodes ------------------------------------------------------------------------ */
+
+static uint8_t block[BLOCK];
+static struct disk_node *const node = (void *)block;
+static const struct ptr self = {40, 1234, 5};
+
+static uint8_t *item_at(unsigned i)
+{
+	return block + get16(((le16 *)(node + 1))[i]);
+}
+
+/* A leaf of three items with keys a, b, c and values of 24 bytes. */
+static void node_make(unsigned level)
+{
+	unsigned heap = BLOCK;
+
+	memset(block, 0, BLOCK);
+	*node = (struct disk_node){.magic = put32(NODE_MAGIC),
+				   .level = (uint8_t)level,
+				   .table = TABLE_FILES,
+				   .count = put16(3),
+				   .self = ptr_put(&self)};
+	for (unsigned i = 0; i < 3; i++) {
+		struct disk_item it = {put16(1), put16(sizeof(struct disk_ptr))};
+
+		heap -= (unsigned)sizeof(it) + 1 + (unsigned)sizeof(struct disk_ptr);
+		memcpy(block + heap, &it, sizeof(it));
+		block[heap + sizeof(it)] = (uint8_t)('a' + i);
+		((le16 *)(node + 1))[i] = put16((uint16_t)heap);
+	}
+	node->heap = put16((uint16_t)heap);
+	node_seal(node, BLOCK);
+}
+
+static void refused(unsigned level, int err, const char *want)
+{
+	const char *why = "nothing";
+
+	node_seal(node, BLOCK);
+	assert_int_equal(node_verify(node, BLOCK, TABLE_FILES, level, &self, &why),
+			 -err);
+	assert_string_equal(why, want);
+	/* who asks for no reason gets the same answer */
+	assert_int_equal(node_verify(node, BLOCK, TABLE_FILES, level, &self, NULL),
+			 -err);
+}
+
+static void a_node_out_of_bounds_is_refused_by_name(void **state)
+{
+	const char *why = "nothing";
+	le16 *slots = (le16 *)(node + 1);
+	struct disk_item it;
+
+	(void)state;
+	for (unsigned level = 0; level < 2; level++) {
+		node_make(level);
+		assert_int_equal(node_verify(node, BLOCK, TABLE_FILES, level, &self,
+					     NULL), 0);
+	}
+	block[3000] ^= 1;
+	assert_int_equal(node_verify(node, BLOCK, TABLE_FILES, 1, &self, &why),
+			 -EFSBADCRC);
+	assert_string_equal(why, "checksum does not match");
+	node_make(0), node->magic = put32(7);
+	refused(0, EFSBADCRC, "no node");
+	node_make(0), node->self.block = put64(41);
+	refused(0, EFSCORRUPTED, "another node, or an older one");
+	node_make(0), node->self.stamp = put64(1235);
+	refused(0, EFSCORRUPTED, "another node, or an older one");
+	node_make(0), node->self.birth = put64(4);
+	refused(0, EFSCORRUPTED, "another node, or an older one");
+	node_make(0), node->table = TABLE_REFS;
+	refused(0, EFSCORRUPTED, "wrong table or level");
+	node_make(1);
+	refused(0, EFSCORRUPTED, "wrong table or level");
+	node_make(0), node->heap = put16(BLOCK + 1);
+	refused(0, EFSCORRUPTED, "header out of bounds");
+	node_make(0), node->heap = put16(0);		/* 65536 */
+	refused(0, EFSCORRUPTED, "header out of bounds");
+	node_make(0), node->count = put16(BLOCK);
+	refused(0, EFSCORRUPTED, "header out of bounds");
+	node_make(1), node->count = put16(0);
+	refused(1, EFSCORRUPTED, "empty");
+	node_make(0), slots[1] = put16(200);
+	refused(0, EFSCORRUPTED, "item out of bounds");
+	node_make(0), slots[1] = put16(BLOCK - 2);
+	refused(0, EFSCORRUPTED, "item out of bounds");
+	for (unsigned i = 0; i < 3; i++) {
+		node_make(0);
+		memcpy(&it, item_at(0), sizeof(it));
+		if (i == 0)
+			it.klen = put16(KEY_MAX + 1);
+		else if (i == 1)
+			it.vlen = put16(VALUE_MAX + 1);
+		else
+			it.vlen = put16(sizeof(struct disk_ptr) + 1);
+		memcpy(item_at(0), &it, sizeof(it));
+		refused(0, EFSCORRUPTED, "item too long");
+	}
+	node_make(1);
+	memcpy(&it, item_at(2), sizeof(it));
+	it.vlen = put16(8);
+	memcpy(item_at(2), &it, sizeof(it));
+	refused(1, EFSCORRUPTED, "bad pointer");
+	node_make(0), item_at(1)[sizeof(it)] = 'z';
+	refused(0, EFSCORRUPTED, "keys out of order");
+	node_make(0), item_at(1)[sizeof(it)] = 'a';
+	refused(0, EFSCORRUPTED, "keys out of order");
+	node_make(0), node->garbage = put16(1);
+	refused(0, EFSCORRUPTED, "items overlap");
+}
+
+/* ---- groups ------------------------------------------------------------------------ */
+
+static int look(struct fault *f, uint64_t *groups, char *msg, size_t len)
+{
+	struct volume_options opt = {.readonly = true, .no_threads = true};
+	struct volume_stat st;
+	struct volume *v;
+	int r;
+
+	fault_freeze(f, true);
+	r = volume_open(fault_image(f), &opt, &v, msg, len);
+	if (r)
+		return r;
+	volume_stat(v, &st);
+	*groups = st.replayed_groups;
+	return volume_close(v);
+}
+
+/*
+ * A group that makes no sense ends the volume's history, like a torn one, if
+ * nobody was told that it is durable; else it is damage.
+ */
+static void a_group_that_makes_no_sense_is_not_replayed(void **state)
+{
+	struct fault *base = formatted(BYTES), *f = fault_create_over(base);
+	uint64_t before, groups;
+	char msg[200];
+
+	(void)state;
+	assert_int_equal(look(f, &before, msg, sizeof(msg)), 0);
+	for (size_t i = 0; i < GROUP_ITEMS; i++)
+		for (unsigned durable = 0; durable < 2; durable++) {
+			int r;
+
+			print_message("%s%s\n", group_items[i].name,
+				      durable ? ", durable" : "");
+			fault_fork(f, base);
+			group_append(f, &group_items[i], durable, 0, 1);
+			r = look(f, &groups, msg, sizeof(msg));
+			if (group_items[i].wrong && durable) {
+				assert_int_equal(r, -EFSCORRUPTED);
+				assert_non_null(strstr(msg, "which was durable, is "
+						       "damaged"));
+				continue;
+			}
+			assert_int_equal(r, 0);
+			assert_int_equal(groups, before + !group_items[i].wrong);
+		}
+	/* bytes left over, and an item too many */
+	fault_fork(f, base);
+	group_append(f, &group_items[0], true, 1, 1);
+	assert_int_equal(look(f, &groups, msg, sizeof(msg)), -EFSCORRUPTED);
+	fault_fork(f, base);
+	group_append(f, &group_items[0], true, 0, 2);
+	assert_int_equal(look(f, &groups, msg, sizeof(msg)), -EFSCORRUPTED);
+	fault_fork(f, base);
+	group_append(f, &group_items[0], false, 0, 0);
+	assert_int_equal(look(f, &groups, msg, sizeof(msg)), 0);
+	assert_int_equal(groups, before);
+	/* one block's contents twice in a row */
+	fault_fork(f, base);
+	group_append(f, &group_items[3], true, 0, 1);
+	group_append(f, &group_items[3], true, 0, 1);
+	assert_int_equal(look(f, &groups, msg, sizeof(msg)), -EFSCORRUPTED);
+	fault_destroy(f);
+	fault_destroy(base);
+}
+
+static char told[1000];
+
+static void note(void *ctx, const char *text)
+{
+	(void)ctx;
+	snprintf(told + strlen(told), sizeof(told) - strlen(told), "%s\n", text);
+}
+
+/*
+ * What the journal takes and frees has to fit the bitmaps. Where it does not, the
+ * volume does not open for writing, says so, and its superblocks stay.
+ */
+static void a_journal_at_odds_with_the_bitmaps_is_damage(void **state)
+{
+	static const struct {
+		struct group_item it;
+		const char *what;
+	} odd[] = {
+		{{"frees what is free", JITEM_FREE, 0, 16, 0, {300, 2}, NULL, 0},
+		 "journal: blocks 300+2 are freed but not in use"},
+		{{"takes what is taken", JITEM_TAKE, 0, 16, 0, {5, 1}, NULL, 0},
+		 "bitmap 0: blocks 5+1 are taken but in use"},
+		{{"takes more than is free", JITEM_TAKE, 0, 16, 0, {1, 511}, NULL, 0}, ""},
+	};
+	struct fault *base = formatted(BYTES), *f = fault_create_over(base);
+	struct volume_options opt = {.no_threads = true, .message = note};
+	struct disk_super before[2], after[2];
+	struct volume *v;
+	char msg[200];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(odd) / sizeof(odd[0]); i++) {
+		fault_fork(f, base);
+		group_append(f, &odd[i].it, true, 0, 1);
+		for (unsigned s = 0; s < 2; s++)
+			fault_peek(f, &before[s], sizeof(before[s]), SUPER_SLOT_OFFSET(s));
+		told[0] = 0;
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 -EFSCORRUPTED);
+		if (!strstr(told, odd[i].what) && !strstr(msg, odd[i].what))
+			fail_msg("%s: '%s' '%s'", odd[i].it.name, told, msg);
+		for (unsigned s = 0; s < 2; s++)
+			fault_peek(f, &after[s], sizeof(after[s]), SUPER_SLOT_OFFSET(s));
+		assert_memory_equal(before, after, sizeof(before));
+	}
+	fault_destroy(f);
+	fault_destroy(base);
+}
+
+/* A ring's newest groups may know of a checkpoint whose superblock is lost. */
+static void an_older_superblock_than_the_journal_is_refused(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct volume_options opt = {.no_threads = true};
+	struct disk_super s, none = {0};
+	struct volume *v;
+	struct txn *t;
+	struct key k;
+	unsigned newest;
+	char msg[200];
+
+	(void)state;
+	assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)), 0);
+	key_refs(&k, KEY_ORPHAN, 999);
+	assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+	assert_int_equal(txn_put(t, TABLE_REFS, &k, "", 0), 0);
+	assert_int_equal(txn_commit(t), 0);
+	assert_int_equal(volume_sync(v), 0);
+	volume_abandon(v);
+	assert_int_equal(super_load(fault_image(f), &s, &newest, msg, sizeof(msg)), 0);
+	fault_poke(f, &none, sizeof(none), SUPER_SLOT_OFFSET(newest));
+	opt.readonly = true;
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 -EFSCORRUPTED);
+		assert_non_null(strstr(msg, "is lost, only that of"));
+		opt.readonly = false;
+	}
+	fault_destroy(f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_superblock_out_of_bounds_is_refused_by_name),
+		cmocka_unit_test(an_unknown_feature_allows_looking_alone),
+		cmocka_unit_test(an_image_that_ends_too_soon_is_refused),
+		cmocka_unit_test(a_geometry_out_of_bounds_is_refused_by_name),
+		cmocka_unit_test(a_node_out_of_bounds_is_refused_by_name),
+		cmocka_unit_test(a_group_that_makes_no_sense_is_not_replayed),
+		cmocka_unit_test(a_journal_at_odds_with_the_bitmaps_is_damage),
+		cmocka_unit_test(an_older_superblock_than_the_journal_is_refused),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
