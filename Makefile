@@ -107,6 +107,10 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(call obj,$(TEST_LIB)) $(CORE)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(CFLAGS) $(LDFLAGS) $(WRAP) -o $@ $^ $(LIBS) $(shell pkg-config --libs cmocka)
 
+# Calls that can put a thread to sleep: it tells that it is about to.
+$(BUILD)/tests/crash_between: WRAP += $(foreach f,pthread_mutex_lock pthread_rwlock_rdlock \
+	pthread_rwlock_wrlock pthread_cond_wait sched_yield nanosleep,-Wl,--wrap=$(f))
+
 # Programs that test scripts run: one file each.
 $(AIDS): $(BUILD)/%: $(BUILD)/%.o $(CORE)
 	$(call say,LD,$@)
