@@ -484,9 +484,9 @@ static uint64_t run(struct scripts *all, const struct fault *base, const struct 
 	scripts_note(all);
 	fault_between(f, n, w->when, come_between, &other);
 	script_run(a, a->steps);
-	calls = fault_between(f, UINT64_MAX, FAULT_BEFORE, NULL, NULL);
 	if (other.runs)
 		pthread_join(other.thread, NULL);
+	calls = fault_between(f, UINT64_MAX, FAULT_BEFORE, NULL, NULL);
 	assert_true(a->done >= prepared || a->err);
 	whole(a, SYNC);
 	script_run(a, a->steps);
