@@ -209,7 +209,7 @@ $(BUILD)/fuzz/fsck.o: tools/fsck.c
 	$(call say,CC,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(CFLAGS) -Dmain=fsck_main -Wno-missing-prototypes -c -o $@ $<
 # Its calls of the disk are macros that are nothing.
-$(BUILD)/fuzz-state: CFLAGS += -Wno-unused-value
+$(BUILD)/fuzz-state: private CFLAGS += -Wno-unused-value
 $(BUILD)/fuzz-state: tests/fuzz/state.c $(FUZZ_SRC) $(call obj,$(filter-out alloc/state.c,$(ALLOC_SRC)))
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< $(FUZZ_MAIN) $(filter %.o,$^)
