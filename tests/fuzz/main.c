@@ -9,7 +9,7 @@
  * writes its own first ones. Then, for so many seconds, inputs that are made
  * of those at random (SEED=n).
  *
- * What runs is in the file "last-TARGET" of the working folder (LAST=FILE), so
+ * What runs is in the file "last" of the working folder (or LAST=FILE), so
  * it is there after a crash. An input that takes 60 seconds is a hang.
  */
 #include <dirent.h>
