@@ -55,6 +55,8 @@ PROGS := $(BIN)/spaceweave $(if $(wildcard fs/mount.c),$(BIN)/mount.spaceweave) 
          $(BIN)/mkfs.spaceweave $(if $(FSCK_SRC),$(BIN)/fsck.spaceweave)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
 AIDS  := $(patsubst %.c,$(BUILD)/%,$(AID_SRC))
+FUZZ_TARGETS := super journal node raw fsck state
+FUZZ_PROGS   := $(patsubst %,$(BUILD)/fuzz-%,$(FUZZ_TARGETS))
 
 # Debian's names of what a build, a mount, and the tests need.
 NEED_BUILD := gcc libc6-dev make pkgconf libfuse3-dev liburing-dev libxxhash-dev libblkid-dev uuid-dev
@@ -114,9 +116,12 @@ $(BUILD)/tools/fsck_call.o: tools/fsck.c
 	$(call say,CC,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(CFLAGS) -Dmain=fsck_main -Wno-missing-prototypes -MMD -MP -c -o $@ $<
 -include $(BUILD)/tools/fsck_call.d
-$(addprefix $(BUILD)/tests/,test_fsck crash_fsck): WRAP += -Wl,--wrap=image_open,--wrap=exit
-$(addprefix $(BUILD)/tests/,test_fsck crash_fsck): $(FSCK_CALL)
-$(BUILD)/tests/test_fsck: | $(BUILD)/tests/fsck/damage
+$(BUILD)/tests/test_fsck: WRAP += -Wl,--wrap=image_open,--wrap=exit
+$(BUILD)/tests/test_fsck: $(FSCK_CALL) | $(BUILD)/tests/fsck/damage
+
+# Calls that can put a thread to sleep: it tells that it is about to.
+$(BUILD)/tests/crash_between: WRAP += $(foreach f,pthread_mutex_lock pthread_rwlock_rdlock \
+	pthread_rwlock_wrlock pthread_cond_wait sched_yield nanosleep,-Wl,--wrap=$(f))
 
 # Programs that test scripts run: one file each.
 $(AIDS): $(BUILD)/%: $(BUILD)/%.o $(CORE)
@@ -144,7 +149,7 @@ unit: $(TESTS)		## build and run the tests that need no mount
 	$(Q)tests/run $(TESTS)
 
 .PHONY: tests
-tests: all $(TESTS) $(AIDS)		## build the tests, run none
+tests: all $(TESTS) $(AIDS) $(if $(findstring address,$(SAN)),$(FUZZ_PROGS))		## build the tests, run none
 
 # The same tests once more under the sanitizers, and with ranks of locks checked
 # (each of SAN and DEBUG does that).
@@ -152,7 +157,7 @@ SANS       := address,undefined thread
 # One thread races with nobody: the long crash tests are left out there.
 SAN_TESTS  := $(patsubst tests/%.c,build-address-undefined/tests/%,$(TEST_SRC)) \
 	$(patsubst tests/%.c,build-thread/tests/%,$(filter-out tests/crash_ops.c tests/crash_random.c \
-		tests/crash_recovery.c tests/crash_fsck.c tests/test_fault.c tests/test_fsck.c tests/test_format.c \
+		tests/crash_recovery.c tests/test_fault.c tests/test_fsck.c tests/test_format.c \
 		tests/test_simulator.c,$(TEST_SRC)))
 MNT_TESTS  := $(filter-out tests/mnt/lib.sh,$(sort $(wildcard tests/mnt/*.sh)))
 FSCK_TESTS := $(sort $(wildcard tests/fsck/[0-9]*/)) $(addprefix tests/fsck/,options.sh ask.sh undo.sh fuzz.sh)
@@ -166,7 +171,7 @@ check:		## build and run every test
 	@$(foreach s,$(SANS),$(MAKE) --no-print-directory -j$(CHECK_JOBS) SAN=$(s) tests &&) true
 	@tests/run -j $(CHECK_JOBS) -t $(CHECK_TIME) $(TESTS) \
 		$(SAN_TESTS) \
-		$(FSCK_TESTS) $(MNT_TESTS)
+		$(FSCK_TESTS) tests/fuzz/run.sh $(MNT_TESTS)
 
 .PHONY: crash
 crash: tests		## every crash state there is, and soak; hours (STATES=n: about so many)
@@ -174,7 +179,6 @@ crash: tests		## every crash state there is, and soak; hours (STATES=n: about so
 	$(Q)$(SOAK)
 
 # Coverage-guided fuzzing: clang's libFuzzer, each target FUZZ_TIME seconds.
-FUZZ_TARGETS := super journal node raw fsck
 FUZZ_TIME    ?= 300
 FUZZ_SAN     := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 FUZZ_ASAN    := detect_leaks=0:max_malloc_fill_size=0:quarantine_size_mb=0:thread_local_quarantine_size_kb=0:allocator_release_to_os_interval_ms=-1
@@ -184,26 +188,44 @@ fuzz:		## fuzz each reader of the disk format (FUZZ_TIME=seconds each, FUZZ_TARG
 	@$(NEED) $(NEED_BUILD) clang
 	@$(MAKE) --no-print-directory CC=clang BUILD=build-fuzz OPT='-O1 -g $(FUZZ_SAN)' \
 		$(patsubst %,build-fuzz/fuzz-%,$(FUZZ_TARGETS))
-	$(call say,LD,build-fuzz/fuzz-state)
-	$(Q)clang $(DEFS) -DLIBFUZZER -std=gnu11 -O1 -g -pthread -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=all -o build-fuzz/fuzz-state tests/fuzz/state.c $(filter-out alloc/state.c,$(ALLOC_SRC))
-	@mkdir -p build-fuzz/corpus/state; cd build-fuzz && \
-		./fuzz-state -max_total_time=$(FUZZ_TIME) -print_final_stats=1 -max_len=16384 corpus/state
 	@set -e; for t in $(FUZZ_TARGETS); do \
 		mkdir -p build-fuzz/corpus/$$t build-fuzz/found; \
-		FUZZ_SEEDS=build-fuzz/corpus/$$t build-fuzz/fuzz-$$t; \
+		(cd build-fuzz/corpus/$$t && ar x ../../../tests/fuzz/corpus/$$t.ar); \
+		[ $$t = state ] || FUZZ_SEEDS=build-fuzz/corpus/$$t build-fuzz/fuzz-$$t; \
 		echo "== $$t"; ASAN_OPTIONS=$(FUZZ_ASAN) build-fuzz/fuzz-$$t $(FUZZ_RUN) \
 			-max_total_time=$(FUZZ_TIME) -artifact_prefix=build-fuzz/found/$$t- \
 			build-fuzz/corpus/$$t 2>&1 | grep -E '^(==|stat|SUMMARY|fuzz:|#[0-9]*.*(DONE|pulse)|.*Test unit)'; done
 
+# What is worth keeping of build-fuzz/corpus goes into the tree.
+.PHONY: fuzz-keep
+fuzz-keep:
+	@set -e; for t in $(FUZZ_TARGETS); do \
+		rm -rf build-fuzz/kept; mkdir -p build-fuzz/kept/all build-fuzz/kept/named; \
+		ASAN_OPTIONS=$(FUZZ_ASAN) build-fuzz/fuzz-$$t $(FUZZ_RUN) -merge=1 \
+			build-fuzz/kept/all build-fuzz/corpus/$$t >build-fuzz/merge.log 2>&1; \
+		n=0; for f in build-fuzz/kept/all/*; do \
+			n=$$((n + 1)); mv "$$f" build-fuzz/kept/named/$$(printf %04d $$n); done; \
+		rm -f tests/fuzz/corpus/$$t.ar; \
+		(cd build-fuzz/kept/named && ar rcDS ../../../tests/fuzz/corpus/$$t.ar *); \
+		echo "$$t: $$n inputs"; done
+
+# Compilers without libFuzzer run what they are given.
+FUZZ_MAIN := $(if $(findstring clang,$(CC)),-fsanitize=fuzzer,tests/fuzz/main.c)
 FUZZ_WRAP := -Wl,--wrap=random64
+FUZZ_SRC  := $(filter tests/fuzz/main.c,$(FUZZ_MAIN))
+
 $(BUILD)/fuzz-fsck: FUZZ_WRAP += -Wl,--wrap=image_open,--wrap=exit
 $(BUILD)/fuzz-fsck: $(FSCK_CALL)
-$(BUILD)/fuzz-%: tests/fuzz/fuzz.c $(CORE)
+# Its calls of the disk are macros that are nothing.
+$(BUILD)/fuzz-state: private CFLAGS += -Wno-unused-value
+$(BUILD)/fuzz-state: tests/fuzz/state.c $(FUZZ_SRC) $(call obj,$(filter-out alloc/state.c,$(ALLOC_SRC)))
 	$(call say,LD,$@)
-	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer $(FUZZ_WRAP) \
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< $(FUZZ_MAIN) $(filter %.o,$^)
+$(BUILD)/fuzz-%: tests/fuzz/fuzz.c $(FUZZ_SRC) $(CORE)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(FUZZ_WRAP) \
 		-DFUZZ_TARGET=FUZZ_$* -DFUZZ_$*_ALONE \
-		-o $@ $(filter %.c %.o,$^) $(CORE) $(LIBS)
+		-o $@ $< $(FUZZ_MAIN) $(filter %.o,$^) $(CORE) $(LIBS)
 
 .PHONY: coverage
 coverage:		## which lines and branches the tests reach: is it 95 and 85 %?
@@ -230,7 +252,7 @@ lint: $(BUILD)/compile_commands.json		## what clang-tidy, cppcheck and shellchec
 		--enable=warning,performance,portability -j2 \
 		--suppress=missingIncludeSystem --suppress=legacyUninitvar \
 		--suppress=readdirCalled --suppress=invalidFunctionArg:alloc/* $(DEFS) $(LINT_SRC)
-	$(Q)shellcheck -s bash -S warning -e SC1091,SC2154,SC2015,SC2034,SC2164 .ci/run tests/run tools/*.sh tests/mnt/*.sh $(wildcard tests/fsck/*.sh)
+	$(Q)shellcheck -s bash -S warning -e SC1091,SC2154,SC2015,SC2034,SC2164 .ci/run tests/run tools/*.sh tests/mnt/*.sh tests/fuzz/run.sh $(wildcard tests/fsck/*.sh)
 
 LINT_SRC := $(filter-out tests/%,$(SRC))
 

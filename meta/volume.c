@@ -4,13 +4,16 @@
  *
  * Opening for writing
  *   1. the newest good superblock slot; the journal from its tail on
- *   2. blocks: the allocator, over the bitmaps and what the journal took
- *   3. the journal's items, into the trees
- *   4. a checkpoint of that under a new salt, before anything is answered: so
+ *   2. a flush: where a daemon was killed, what was read may be in the host's
+ *      memory alone, and what is written now relies on it: blocks are taken
+ *      that are free by that superblock only, groups say what is durable
+ *   3. blocks: the allocator, over the bitmaps and what the journal took
+ *   4. the journal's items, into the trees
+ *   5. a checkpoint of that under a new salt, before anything is answered: so
  *      nothing that this mount writes can continue the old journal
- *   5. what was cut off: intents are finished, orphans evicted
+ *   6. what was cut off: intents are finished, orphans evicted
  * A crash in any of these leaves the old superblock and its journal as they
- * were. Opening read-only does 1, 3 and 5 in memory and writes nothing.
+ * were. Opening read-only does 1, 4 and 6 in memory and writes nothing.
  *
  * mkfs is the same: one superblock, one group in the ring that takes the fixed
  * blocks and makes the root directory, then open and close.
@@ -541,7 +544,9 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	v->pool_floor = v->reserve_want / 2 < 256 ? v->reserve_want / 2 : 256;
 	v->reserve_want -= v->pool_floor;
 	repair_bitmaps(v);
-	r = mmp_take(v, msg, msg_len);
+	r = image_flush(v->im);
+	if (r == 0)
+		r = mmp_take(v, msg, msg_len);
 	if (r == 0)
 		r = space_open(v);
 	if (r == 0)

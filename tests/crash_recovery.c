@@ -9,6 +9,7 @@
  */
 
 #include "tests/model.h"
+#include "tests/script.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -466,6 +467,114 @@ static void recovery_done_twice_gives_the_same(void **state)
 	print_message("%" PRIu64 " crash states\n", n);
 }
 
+/* ---- killed, and then cut --------------------------------------------------------- */
+
+static const struct step before_kill[] = {
+	{.deed = CREATE, .file = 1},
+	{.deed = WRITE, .file = 1, .len = 500},
+	{.deed = WRITE, .file = 0, .len = 20000, .sync = true},
+	{.deed = UNLINK, .file = 2},
+	{.deed = CHECKPOINT},
+	{.deed = CREATE, .file = 2},
+	{.deed = WRITE, .file = 2, .len = 9000},
+	{.deed = WRITE, .file = 1, .len = 700, .sync = true},
+	{.deed = CHECKPOINT},
+	{.deed = WRITE, .file = 0, .off = 4096, .len = 8192},
+	{.deed = RENAME, .file = 2, .to = 1, .sync = true},
+	{.deed = WRITE, .file = 0, .len = 300},
+	{.deed = CHECKPOINT},
+};
+
+static const struct step after_kill[] = {
+	{.deed = CREATE, .file = 3},
+	{.deed = WRITE, .file = 3, .len = 15000, .sync = true},
+	{.deed = WRITE, .file = 0, .len = 400, .sync = true},
+	{.deed = CHECKPOINT},
+	{.deed = WRITE, .file = 3, .len = 100, .sync = true},
+};
+
+static void mount_for(struct scripts *all, struct volume **v)
+{
+	char msg[256];
+	int err = volume_open(fault_image(all->f), &options.volume, v, msg, sizeof(msg));
+
+	if (err)
+		fail_msg("%s: open: %s: %s", all->again, strerror(-err), msg);
+	assert_int_equal(fs_open(*v, &options.fs, &all->fs), 0);
+}
+
+/* Killed before call n; true if that came. Then what of it all is left by a cut? */
+static bool kill_at(struct scripts *all, uint64_t n, unsigned room_blks,
+		    struct fault_plan *plan)
+{
+	struct volume_geometry g = {.bytes = 1u << 20};
+	uint64_t zero = 0, nil = 0;
+	struct script *s;
+	struct volume *v;
+	bool killed;
+
+	all->f = fault_create(g.bytes);
+	assert_int_equal(volume_format(fault_image(all->f), &g), 0);
+	mount_for(all, &v);
+	scripts_init(all, 1, all->fs, all->f);
+	scripts_leave(all->fs, room_blks);
+	s = all->script;
+	for (uint8_t i = 0; i < 3; i += 2) {
+		script_add(s, (struct step){.deed = CREATE, .file = i});
+		script_add(s, (struct step){.deed = WRITE, .file = i, .len = 9000 + i});
+	}
+	script_add(s, (struct step){.deed = CHECKPOINT});
+	script_run(s, s->steps);
+	fault_record(all->f, true);
+	scripts_note(all);
+	for (unsigned i = 0; i < sizeof(before_kill) / sizeof(before_kill[0]); i++)
+		script_add(s, before_kill[i]);
+	fault_fail(all->f, FAULT_CALLS, n, EIO, true, false);
+	script_run(s, s->steps);
+	killed = fault_failures(all->f) != 0;
+	fs_close(all->fs);
+	volume_abandon(v);
+	fault_fail(all->f, FAULT_CALLS, 0, 0, false, false);
+
+	/* The next daemon finds what was written, be it on the disk or not. */
+	plan->from = fault_log_length(all->f);
+	mount_for(all, &v);
+	scripts_resume(all);
+	scripts_note(all);
+	for (unsigned i = 0; i < sizeof(after_kill) / sizeof(after_kill[0]); i++)
+		script_add(s, after_kill[i]);
+	script_run(s, s->steps);
+	scripts_end(all);
+	fs_close(all->fs);
+	volume_abandon(v);
+	fault_explore(all->f, plan, &zero, &nil, true, scripts_crash, all);
+	scripts_fini(all);
+	fault_destroy(all->f);
+	return killed;
+}
+
+static void a_daemon_is_killed_and_then_the_power_is_cut(void **state)
+{
+	struct scripts all = {.effort = share(12000, 10)};
+	char again[64];
+	bool killed = true;
+
+	(void)state;
+	all.again = again;
+	for (uint64_t i = 0; killed && !effort_spent(&all.effort, all.states); i++) {
+		/* On a full volume the next daemon takes what has just come free. */
+		unsigned room_blks = i % 2 ? 80 : 22;
+		struct fault_plan plan = {
+			.seed = seed + i, .all_below = 3, .random = 4, .torn = 2,
+		};
+
+		snprintf(again, sizeof(again), "crash_recovery: SEED=%" PRIu64 " (killed %"
+			 PRIu64 ")", seed, i);
+		killed = kill_at(&all, i / 2, room_blks, &plan);
+	}
+	print_message("%" PRIu64 " crash states\n", all.states);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -475,6 +584,7 @@ int main(void)
 		cmocka_unit_test(nothing_of_an_older_mount_comes_back),
 		cmocka_unit_test(mkfs_cut_short_leaves_the_old_or_the_new),
 		cmocka_unit_test(recovery_done_twice_gives_the_same),
+		cmocka_unit_test(a_daemon_is_killed_and_then_the_power_is_cut),
 	};
 
 	seed = env_u64("SEED", 1);

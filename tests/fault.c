@@ -284,6 +284,13 @@ struct fault {
 	uint64_t fail_at;
 	int fail_err;
 	bool fail_for_ever, fail_torn;
+	struct {
+		pthread_t thread;
+		uint64_t calls, at;
+		enum fault_when when;
+		void (*fn)(void *ctx);
+		void *ctx;
+	} between;
 	/* For fault_explore(): what has passed, kept from one call to the next. */
 	uint64_t number, flushes;
 	struct rng rng;
@@ -350,6 +357,25 @@ static bool fails(struct fault *f, enum fault_call kind)
 	return true;
 }
 
+/* In the midst of call `n` of the thread that fault_between() is about. */
+static void between(struct fault *f, uint64_t n, enum fault_when when)
+{
+	if (n != UINT64_MAX && n == f->between.at && when == f->between.when)
+		f->between.fn(f->between.ctx);
+}
+
+/* A call begins: its number, or UINT64_MAX if it is another thread's. */
+static uint64_t between_begin(struct fault *f)
+{
+	uint64_t n;
+
+	if (!f->between.fn || !pthread_equal(f->between.thread, pthread_self()))
+		return UINT64_MAX;
+	n = f->between.calls++;
+	between(f, n, FAULT_BEFORE);
+	return n;
+}
+
 static int f_pread(struct image *im, void *buf, size_t len, uint64_t off)
 {
 	struct fault *f = of(im);
@@ -369,6 +395,7 @@ static int f_pread(struct image *im, void *buf, size_t len, uint64_t off)
 static int f_pwritev(struct image *im, const struct iovec *iov, int n, uint64_t off)
 {
 	struct fault *f = of(im);
+	uint64_t call = between_begin(f);
 	size_t len = 0;
 	int err = 0;
 
@@ -399,6 +426,7 @@ static int f_pwritev(struct image *im, const struct iovec *iov, int n, uint64_t 
 		}
 	}
 	pthread_mutex_unlock(&f->m);
+	between(f, call, FAULT_AFTER);
 	return err;
 }
 
@@ -412,7 +440,7 @@ static int f_pwrite(struct image *im, const void *buf, size_t len, uint64_t off)
 static int f_flush(struct image *im)
 {
 	struct fault *f = of(im);
-	uint64_t begin;
+	uint64_t call = between_begin(f), begin;
 	bool bad;
 	int err = 0;
 
@@ -424,6 +452,7 @@ static int f_flush(struct image *im)
 	pthread_mutex_unlock(&f->m);
 	if (f->slow_us)
 		usleep(f->slow_us);
+	between(f, call, FAULT_DURING);
 	pthread_mutex_lock(&f->m);
 	if (bad && f->fail_torn) {
 		uint64_t durable = 0;
@@ -438,12 +467,14 @@ static int f_flush(struct image *im)
 	if (!bad && f->record && !f->lie)
 		log_add(f, EVENT_FLUSH)->value = begin;
 	pthread_mutex_unlock(&f->m);
+	between(f, call, FAULT_AFTER);
 	return err;
 }
 
 static int f_discard(struct image *im, uint64_t off, uint64_t len)
 {
 	struct fault *f = of(im);
+	uint64_t call = between_begin(f);
 	int err = 0;
 
 	pthread_mutex_lock(&f->m);
@@ -464,6 +495,7 @@ static int f_discard(struct image *im, uint64_t off, uint64_t len)
 		}
 	}
 	pthread_mutex_unlock(&f->m);
+	between(f, call, FAULT_AFTER);
 	return err;
 }
 
@@ -573,6 +605,7 @@ static void fault_clear(struct fault *f, const struct disk *under, uint64_t byte
 	f->slow_us = 0;
 	f->fail_err = 0;
 	f->failures = 0;
+	f->between.fn = NULL;
 	memset(f->count, 0, sizeof(f->count));
 }
 
@@ -636,6 +669,20 @@ void fault_fail(struct fault *f, enum fault_call kind, uint64_t n, int err,
 	f->fail_torn = torn;
 	f->failures = 0;
 	pthread_mutex_unlock(&f->m);
+}
+
+uint64_t fault_between(struct fault *f, uint64_t n, enum fault_when when,
+		       void (*fn)(void *ctx), void *ctx)
+{
+	uint64_t calls = f->between.calls;
+
+	f->between.thread = pthread_self();
+	f->between.calls = 0;
+	f->between.at = n;
+	f->between.when = when;
+	f->between.fn = fn;
+	f->between.ctx = ctx;
+	return calls;
 }
 
 void fault_pause(struct fault *f, bool on)
@@ -915,7 +962,8 @@ int fault_explore(struct fault *f, const struct fault_plan *plan,
 			continue;
 		gather(&x, from, i);
 		x.end = i;
-		err = stretch(&x);
+		if (i >= plan->from)
+			err = stretch(&x);
 		if (e->value > from) {
 			for (unsigned k = 0; k < x.n; k++) {
 				const struct event *w = &f->log[x.w[k]];

@@ -85,6 +85,22 @@ uint64_t fault_count(const struct fault *f, enum fault_call kind);
 uint64_t fault_failures(const struct fault *f);
 
 /*
+ * In between: fn runs in the midst of the n-th call (from 0; of writes, flushes
+ * and discards) that this thread makes from now on, while no lock of the image
+ * is held, so that other threads may use it: before the call, or after it, or
+ * during it, which is of flushes alone (what is written then, they do not
+ * cover). n UINT64_MAX: never. Returns how many such calls there were since
+ * the last time.
+ */
+enum fault_when {
+	FAULT_BEFORE,
+	FAULT_DURING,
+	FAULT_AFTER,
+};
+uint64_t fault_between(struct fault *f, uint64_t n, enum fault_when when,
+		       void (*fn)(void *ctx), void *ctx);
+
+/*
  * Memory: the n-th malloc, calloc, realloc or aligned allocation of this thread
  * by the code under test gives NULL (and then all, if for_ever), and so does
  * mmap; a thread cannot be made. UINT64_MAX ends it. Returns how many there
@@ -118,6 +134,7 @@ struct fault_plan {
 	unsigned random;	/* random subsets beyond those that are always tried */
 	unsigned torn;		/* and as many with torn writes */
 	bool sparse;		/* leave out "one lost" and "only one": long logs */
+	uint64_t from;		/* leave out cuts that come before this event of the log */
 	uint64_t only;		/* this image alone; 0: all */
 };
 

@@ -7,7 +7,8 @@
  *   - checking writes nothing, and calls nothing clean that is not;
  *   - what it says it has repaired is repaired;
  *   - what was interrupted can be repaired by the next run, and no file is lost
- *     by it that an undisturbed repair keeps.
+ *     by it that an undisturbed repair keeps;
+ *   - what can be read afterwards is what was written.
  *
  *   STATES=n   at most so many runs of a kind, spread evenly; 0: all
  *   CASE=c KIND=k INDEX=n MODE=m   this run alone, with what it says
@@ -37,28 +38,59 @@
 static const struct broken {
 	const char *name, *damage;
 	bool sound;		/* nothing is wrong with it */
+	const char *first;	/* done before what is read is noted; NULL: it is not */
+	enum {
+		SOME,		/* something is lost */
+		ALL,		/* nothing is, to the last item */
+		ALL_IN_PEACE,	/* unless the repair is disturbed */
+	} keeps;
 } cases[] = {
-	{"whole", "", true},
-	{"not closed", "dirty 3", true},
-	{"entries", "index-del / file; dirent / hard2 type 4;"
-	 "dirent-put /dir again /dir/sub/end 4; dirent-del /dir sub; dirent-del / dir;"
-	 "dirent-put / none 999 8; index / link name other", false},
-	{"inodes", "inode /file size +5; inode /file mode 0; inode /sparse blks 7;"
-	 "inode /fifo rdev 3; inode /dir nlink 9; inode-del /shared1;"
-	 "xattr-del /xattrs user.big 1; orphan 777; intent /file 5 5;"
-	 "inode /hard1 nlink 0", false},
-	{"space", "claim-free 20; release /file 0; super new free +3;"
-	 "super new next_ino 20; super new inodes 1", false},
-	{"shared", "ref-of /shared1 0 1 7; map-copy /file 0 /prealloc 40", false},
-	{"bitmap lost", "bitmap 0", false},
-	{"leaf lost", "dirty 3; node 0 0 1", false},
-	{"leaf lost that the journal wants", "dirty 3; node 0 0 0", false},
-	{"references lost", "node 1 0 0", false},
-	{"superblocks lost", "dirty 3; super 0 spoil; super 1 spoil", false},
-	{"newest superblock lost", "dirty 3; super new spoil", false},
-	{"older superblock and backups", "super old spoil; super 2 spoil;"
-	 "super 3 uuid", false},
-	{"journal damaged", "dirty 4; group 1", false},
+	{.name = "whole", .damage = "", .sound = true},
+	{.name = "not closed", .damage = "dirty 3", .sound = true},
+	{.name = "entries",
+	 .damage = "index-del / file; dirent / hard2 type 4;"
+		   "dirent-put /dir again /dir/sub/end 4; dirent-del /dir sub;"
+		   " dirent-del / dir;dirent-put / none 999 8;"
+		   " index / link name other"},
+	{.name = "inodes",
+	 .damage = "inode /file size +5; inode /file mode 0; inode /sparse blks 7;"
+		   "inode /fifo rdev 3; inode /dir nlink 9; inode-del /shared1;"
+		   "xattr-del /xattrs user.big 1; orphan 777; intent /file 5 5;"
+		   "inode /hard1 nlink 0"},
+	{.name = "space",
+	 .damage = "claim-free 20; release /file 0; super new free +3;"
+		   "super new next_ino 20; super new inodes 1"},
+	{.name = "shared", .damage = "ref-of /shared1 0 1 7; map-copy /file 0 /prealloc 40"},
+	{.name = "bitmap lost", .damage = "bitmap 0"},
+	{.name = "leaf lost", .damage = "dirty 3; node 0 0 1"},
+	{.name = "leaf lost that the journal wants", .damage = "dirty 3; node 0 0 0"},
+	{.name = "references lost", .damage = "node 1 0 0"},
+	{.name = "superblocks lost", .damage = "dirty 3; super 0 spoil; super 1 spoil"},
+	{.name = "newest superblock lost", .damage = "dirty 3; super new spoil"},
+	{.name = "older superblock and backups", .damage = "super old spoil; super 2 spoil; super 3 uuid"},
+	{.name = "journal damaged", .damage = "dirty 4; group 1"},
+	{.name = "root lost", .damage = "node 0 1 0",
+	 .first = "many 300; dirty 3", .keeps = ALL},
+	{.name = "root and inner nodes lost", .damage = "node 0 1 0; node 0 1 1; node 0 2 0",
+	 .first = "many 2000", .keeps = ALL},
+	{.name = "root and a leaf lost", .damage = "node 0 0 3; node 0 1 0",
+	 .first = "scatter /scatter 99", .keeps = SOME},
+	{.name = "leaf of a map lost", .damage = "node 0 0 last",
+	 .first = "scatter /scatter 300", .keeps = SOME},
+	{.name = "a run that makes no sense", .damage = "map /scatter 6 len 0; map /scatter 10 start 2",
+	 .first = "scatter /scatter 20", .keeps = SOME},
+	/* over which a repair may write */
+	{.name = "leaf lost that the older tree has", .damage = "node 0 0 last",
+	 .first = "twice 20 5", .keeps = ALL_IN_PEACE},
+	{.name = "leaves in each other's place", .damage = "child-swap 0 1 3",
+	 .first = "many 300", .keeps = ALL},
+	{.name = "all superblocks lost",
+	 .damage = "super 0 spoil; super 1 spoil; super 2 spoil; super 3 spoil",
+	 .first = "scatter /scatter 20; dirty 3", .keeps = ALL},
+	{.name = "superblocks and a leaf lost", .damage = "node 0 0 2; super 0 spoil; super 1 spoil",
+	 .first = "scatter /scatter 300", .keeps = SOME},
+	{.name = "tree of the bitmaps lost", .damage = "node 2 0 0",
+	 .first = "dirty 3", .keeps = ALL},
 };
 
 #define CASES (sizeof(cases) / sizeof(cases[0]))
@@ -124,7 +156,7 @@ static int fsck(const char *options)
 /* ---- what there is to lose -------------------------------------------------------- */
 
 struct files {
-	uint64_t ino[2000];
+	uint64_t ino[3000];
 	unsigned count;
 };
 
@@ -135,7 +167,7 @@ static int note_file(void *ctx, enum table t, const uint8_t *key, size_t klen,
 	struct disk_dirent d;
 
 	(void)t;
-	if (klen <= 9 || key[8] != KEY_DIRENT || vlen != sizeof(d) || n->count == 2000)
+	if (klen <= 9 || key[8] != KEY_DIRENT || vlen != sizeof(d) || n->count == 3000)
 		return 0;
 	if (klen == 19 && !memcmp(key + 9, "lost+found", 10))
 		return 0;
@@ -170,6 +202,94 @@ static bool has_file(const struct files *n, uint64_t ino)
 }
 
 static struct files kept[CASES];	/* by an undisturbed repair */
+
+/* ---- what is in it ------------------------------------------------------------------ */
+
+struct contents {
+	uint64_t digest;		/* of all items */
+	struct {
+		uint64_t ino, blk, hash;
+	} v[4000];
+	unsigned count;
+	uint64_t ino[3000];		/* of regular files */
+	uint64_t size[3000];
+	unsigned files;
+};
+
+static struct contents written[CASES];	/* of those with something done first */
+
+static int note_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
+		     const uint8_t *val, size_t vlen)
+{
+	struct contents *c = ctx;
+	uint64_t all[3] = {c->digest, checksum(key, klen), checksum(val, vlen)};
+	struct disk_inode d;
+
+	(void)t;
+	c->digest = checksum(all, sizeof(all));
+	if (klen != 9 || key[8] != KEY_INODE || vlen != sizeof(d))
+		return 0;
+	memcpy(&d, val, sizeof(d));
+	if (get32(d.mode) >> 12 != 8)
+		return 0;
+	assert_true(c->files < sizeof(c->ino) / sizeof(c->ino[0]));
+	c->ino[c->files] = be64_get(key);
+	c->size[c->files++] = get64(d.size);
+	return 0;
+}
+
+static void read_file(struct volume *v, struct contents *c, uint64_t ino, uint64_t size)
+{
+	static uint8_t buf[4096];
+	struct inode *ip;
+
+	assert_int_equal(inode_get(v, ino, &ip), 0);
+	rwlock_read(&ip->lock);
+	for (uint64_t blk = 0; blk * sizeof(buf) < size; blk++) {
+		int err = map_read(v, ip, blk, 1, buf);
+
+		assert_true(!err || err == -EBADMSG || err == -EUCLEAN);
+		if (err)
+			continue;
+		assert_true(c->count < sizeof(c->v) / sizeof(c->v[0]));
+		c->v[c->count].ino = ino;
+		c->v[c->count].blk = blk;
+		c->v[c->count++].hash = checksum(buf, sizeof(buf));
+	}
+	rwlock_unlock(&ip->lock);
+	inode_put(v, ip);
+}
+
+static void quiet(void *ctx, const char *text)
+{
+	(void)ctx, (void)text;
+}
+
+/* Every block that can be read. */
+static void contents_load(struct fault *f, struct contents *c)
+{
+	struct volume_options opt = {.readonly = true, .no_threads = true,
+				     .message = quiet};
+	struct walk w = {.ctx = c, .item = note_item};
+	struct volume *v;
+	char msg[200];
+
+	c->digest = c->count = c->files = 0;
+	assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)), 0);
+	assert_int_equal(volume_walk(v, TABLE_FILES, &w), 0);
+	for (unsigned i = 0; i < c->files; i++)
+		read_file(v, c, c->ino[i], c->size[i]);
+	volume_close(v);
+}
+
+static bool was_read(const struct contents *c, uint64_t ino, uint64_t blk,
+		     uint64_t hash)
+{
+	for (unsigned i = 0; i < c->count; i++)
+		if (c->v[i].ino == ino && c->v[i].blk == blk)
+			return c->v[i].hash == hash;
+	return false;
+}
 static char repro[200];
 
 static void wrong(const char *what, int status)
@@ -182,8 +302,24 @@ static void wrong(const char *what, int status)
 	fail_msg("%s (status %d); again: %s", what, status, repro);
 }
 
+static void nothing_is_wrong(unsigned c, bool disturbed)
+{
+	static struct contents now;
+	const struct broken *b = &cases[c];
+
+	if (!b->first)
+		return;
+	contents_load(disk, &now);
+	if (b->keeps != SOME && !(b->keeps == ALL_IN_PEACE && disturbed) &&
+	    now.digest != written[c].digest)
+		wrong("not all is there", 0);
+	for (unsigned i = 0; i < now.count; i++)
+		if (!was_read(&written[c], now.v[i].ino, now.v[i].blk, now.v[i].hash))
+			wrong("what is read was not written", (int)now.v[i].ino);
+}
+
 /* Nothing fails any more: the next run repairs what is left. */
-static void comes_right(unsigned c)
+static void comes_right(unsigned c, bool disturbed)
 {
 	struct files now;
 	int status = fsck("-fy");
@@ -197,8 +333,9 @@ static void comes_right(unsigned c)
 	if (status)
 		wrong("does not open after a repair", status);
 	for (unsigned i = 0; i < kept[c].count; i++)
-		if (!has_file(&now, kept[c].ino[i]))
+		if (!has_file(&now, kept[c].ino[i]) && cases[c].keeps != ALL_IN_PEACE)
 			wrong("a file is lost that need not be", 0);
+	nothing_is_wrong(c, disturbed);
 }
 
 /* ---- making them ------------------------------------------------------------------- */
@@ -210,6 +347,16 @@ static void run_damage(const char *dir, const char *image, const char *command)
 	snprintf(line, sizeof(line), "'%s/fsck/damage' '%s' %s", dir, image, command);
 	if (system(line))
 		fail_msg("%s", line);
+}
+
+static void run_damages(const char *dir, const char *image, const char *list)
+{
+	char commands[500], *save = NULL;
+
+	snprintf(commands, sizeof(commands), "%s", list);
+	for (char *one = strtok_r(commands, ";", &save); one;
+	     one = strtok_r(NULL, ";", &save))
+		run_damage(dir, image, one);
 }
 
 static struct fault *load(const char *image)
@@ -248,18 +395,19 @@ static int make_all(void **state)
 	fd = mkstemp(image);
 	assert_true(fd >= 0);
 	for (unsigned c = 0; c < CASES; c++) {
-		char commands[500], *save = NULL;
-
 		assert_int_equal(ftruncate(fd, 0), 0);
 		assert_int_equal(ftruncate(fd, BYTES), 0);
 		assert_int_equal(image_open(image, IMAGE_WRITE, &im), 0);
 		assert_int_equal(volume_format(im, &g), 0);
 		image_close(im);
 		run_damage(self, image, "make");
-		snprintf(commands, sizeof(commands), "%s", cases[c].damage);
-		for (char *one = strtok_r(commands, ";", &save); one;
-		     one = strtok_r(NULL, ";", &save))
-			run_damage(self, image, one);
+		if (cases[c].first) {
+			run_damages(self, image, cases[c].first);
+			base[c] = load(image);
+			contents_load(base[c], &written[c]);
+			fault_destroy(base[c]);
+		}
+		run_damages(self, image, cases[c].damage);
 		base[c] = load(image);
 	}
 	close(fd);
@@ -288,8 +436,9 @@ static void what_is_broken_is_found_and_repaired(void **state)
 			wrong("-y", status);
 		status = files_load(&kept[c]);
 		assert_int_equal(status, 0);
-		assert_true(kept[c].count > 200 || c == 7 || c == 8);
-		comes_right(c);
+		assert_true(kept[c].count > 200 || c == 7 || c == 8 ||
+			    cases[c].keeps == SOME);
+		comes_right(c, false);
 	}
 }
 
@@ -325,7 +474,7 @@ static void told_of(const char *what)
 /* A bitmap is needed at once: a volume without does not open for writing. */
 static void a_spoilt_bitmap_is_named(void **state)
 {
-	struct disk_super before, after;
+	struct disk_super was, after;
 	unsigned slot, slot_after;
 	struct volume *v;
 	char msg[100];
@@ -337,10 +486,10 @@ static void a_spoilt_bitmap_is_named(void **state)
 	assert_int_equal(super_load(fault_image(disk), &after, &slot_after, msg,
 				    sizeof(msg)), 0);
 	fault_fork(disk, base[6]);
-	assert_int_equal(super_load(fault_image(disk), &before, &slot, msg, sizeof(msg)),
+	assert_int_equal(super_load(fault_image(disk), &was, &slot, msg, sizeof(msg)),
 			 0);
 	assert_int_equal(slot, slot_after);
-	assert_memory_equal(&before, &after, sizeof(before));
+	assert_memory_equal(&was, &after, sizeof(was));
 }
 
 /* A file holds a block that is free in the bitmap: it is not freed once more. */
@@ -522,7 +671,7 @@ static void repair(unsigned c, unsigned kind, uint64_t index, bool for_ever)
 		if (now)
 			wrong("said to be repaired, and is not", now);
 	}
-	comes_right(c);
+	comes_right(c, true);
 }
 
 /* How many calls of a kind there are when nothing fails. */
@@ -616,7 +765,7 @@ static int after_cut(void *ctx, struct fault *crashed, const struct fault_cut *c
 	snprintf(repro, sizeof(repro), "fsck -fy of '%s', cut %" PRIu64 ": %s",
 		 cases[cut_case].name, cut->number, cut->text);
 	fault_fork(disk, crashed);
-	comes_right(cut_case);
+	comes_right(cut_case, true);
 	cuts++;
 	return effort_spent(&cut_effort, 0);
 }

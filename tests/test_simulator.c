@@ -234,6 +234,39 @@ static void memory_fails_when_told(void **state)
 	assert_int_equal(fault_memory(UINT64_MAX, false), 3);
 }
 
+static void put_second(void *ctx)
+{
+	put(ctx, 1, 2);
+}
+
+/* Is a write lost by some cut, that came at this time of a flush? */
+static bool can_be_lost(enum fault_when when)
+{
+	struct fault *f = fault_create(PAGES * FAULT_PAGE);
+	struct fault_plan plan = {.seed = 1, .all_below = 5};
+	struct seen s = {0};
+	uint64_t started = 0, promised = 0;
+
+	fault_record(f, true);
+	fault_between(f, 1, when, put_second, f);
+	put(f, 0, 1);
+	assert_int_equal(image_flush(fault_image(f)), 0);
+	/* Two calls, and the one in between. */
+	assert_int_equal(fault_between(f, UINT64_MAX, when, NULL, NULL), 3);
+	assert_int_equal(get(f, 1, 0), 2);
+	fault_explore(f, &plan, &started, &promised, true, see, &s);
+	fault_destroy(f);
+	return s.masks & 1;
+}
+
+static void a_flush_covers_what_came_before_it_began(void **state)
+{
+	(void)state;
+	assert_false(can_be_lost(FAULT_BEFORE));
+	assert_true(can_be_lost(FAULT_DURING));
+	assert_true(can_be_lost(FAULT_AFTER));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -244,6 +277,7 @@ int main(void)
 		cmocka_unit_test(calls_fail_when_told),
 		cmocka_unit_test(a_failed_flush_gives_up_what_came_before),
 		cmocka_unit_test(memory_fails_when_told),
+		cmocka_unit_test(a_flush_covers_what_came_before_it_began),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Coverage-guided fuzzing (libFuzzer): one program for each FUZZ_TARGET, all
- * from this file. A volume with something of everything is made in memory at
+ * Coverage-guided fuzzing (libFuzzer; main.c in its stead runs known inputs):
+ * one program for each FUZZ_TARGET, all from this file. A volume with something of everything is made in memory at
  * the start; an input says what to change in a copy of it, and checksums are
  * put right again, so that the fuzzer gets past them:
  *

@@ -5,8 +5,8 @@
  * is made to fit the rest, so that the fuzzer gets past checksums. What opens
  * must be a sound space, and must save.
  *
- * `make fuzz` builds it with clang's libFuzzer and runs it. Without -DLIBFUZZER
- * it has a main that reads one case from standard input, for other fuzzers.
+ * `make fuzz` builds it with clang's libFuzzer and runs it, `make check` with
+ * main.c.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -120,12 +120,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	free(file);
 	return 0;
 }
-
-#ifndef LIBFUZZER
-int main(void)
-{
-	static uint8_t buf[1 << 20];
-
-	return LLVMFuzzerTestOneInput(buf, fread(buf, 1, sizeof(buf), stdin));
-}
-#endif
