@@ -56,8 +56,8 @@ terminal 0 '' -f
 "$damage" image inode /file nlink 7
 before=$(sum)
 status=0
-sleep 5 | timeout 60 script -qec \
-	"timeout --foreground --preserve-status -s INT 2 '$bin/fsck.spaceweave' -f image" \
+sleep 3 | timeout 60 script -qec \
+	"timeout --foreground --preserve-status -s INT 1 '$bin/fsck.spaceweave' -f image" \
 	/dev/null >out 2>&1 || status=$?
 [ $status = 32 ] || fail "interrupted: status $status, not 32"
 [ "$before" = "$(sum)" ] || fail "interrupted, and the image was changed"
