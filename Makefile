@@ -130,7 +130,7 @@ run:		## build, format spaceweave.img and mount it on ./mnt
 # ---- tests ----
 
 # The long variants of what make check does on a real mount.
-SOAK = { echo "== tests/mnt"; ROUNDS=$${ROUNDS:-50} bash tests/mnt/kill-daemon.sh && \
+SOAK = { echo "== tests/mnt"; ROUNDS=$${ROUNDS:-200} bash tests/mnt/kill-daemon.sh && \
 	FILES=0 bash tests/mnt/work-tree.sh && SIZE=4G TIMES=4 bash tests/mnt/full-volume.sh && \
 	FILES=1000000 bash tests/mnt/mount-time.sh && FILES=1000000 bash tests/mnt/memory.sh; }
 .PHONY: soak
