@@ -131,6 +131,7 @@ run:		## build, format spaceweave.img and mount it on ./mnt
 
 # The long variants of what make check does on a real mount.
 SOAK = { echo "== tests/mnt"; ROUNDS=$${ROUNDS:-200} bash tests/mnt/kill-daemon.sh && \
+	IMAGES=$${IMAGES:-300} bash tests/mnt/damaged.sh && \
 	FILES=0 bash tests/mnt/work-tree.sh && SIZE=4G TIMES=4 bash tests/mnt/full-volume.sh && \
 	FILES=1000000 bash tests/mnt/mount-time.sh && FILES=1000000 bash tests/mnt/memory.sh; }
 .PHONY: soak
@@ -213,7 +214,7 @@ coverage:		## which lines and branches the tests reach; an assertion's other sid
 		--exclude-branches-by-pattern '.*assert\(.*' --print-summary
 
 # A killed daemon's counts are lost, nobody may not write them.
-MNT_COVER := $(patsubst %,tests/mnt/%.sh,bad-input full-volume host-full memory options \
+MNT_COVER := $(patsubst %,tests/mnt/%.sh,bad-input damaged full-volume host-full memory options \
 	posix-attributes posix-data posix-names posix-times programs readonly scrub two-hosts)
 
 .PHONY: lint

@@ -88,19 +88,23 @@ compare() {
 	: "${unread:=0}" "${errors:=0}" "${holes:=0}"
 }
 
+same_as() { # IMAGE WHEN: nobody has written since
+	[ "$(stat -c '%y %s' "$1")" = "$2" ]
+}
+
 # check_only IMAGE: fsck -fn, which writes nothing; $n is its status
 check_only() {
 	local before
-	before=$(cksum <"$1")
+	before=$(stat -c '%y %s' "$1")
 	limited fsck.spaceweave -fn "$1"
 	n=$status
 	cp "$work/out" "$work/checked"
 	case $n in 0 | 4 | 8 | 12 | 124 | 137) ;; *) bad fsck-n "status $n" ;; esac
-	[ "$(cksum <"$1")" = "$before" ] || bad fsck-n "it wrote"
+	same_as "$1" "$before" || bad fsck-n "it wrote"
 }
 
 one() { # SEED
-	local kept scrub said ro=refused rw=- y again after=refused repaired
+	local kept was scrub said ro=refused rw=- y again after=refused repaired
 	s=$1
 	base=clean
 	[ $((s % 2)) = 0 ] || base=dirty
@@ -116,6 +120,7 @@ one() { # SEED
 
 	# read-only
 	check_only "$work/img"
+	was=$(stat -c '%y %s' "$work/img")
 	on "$work/img" ro
 	if [ -n "$mounted" ]; then
 		compare exact
@@ -127,13 +132,17 @@ one() { # SEED
 		[ "$n" != 0 ] || bad fsck-n "it finds nothing, but the image is not mounted: $(cat "$work/out")"
 	fi
 	[ "$scrub" != 0 ] || [ "$n" = 0 ] || bad scrub "it finds nothing, but fsck does: $(cat "$work/checked")"
-	cmp -s "$work/img" "$work/mangled.img" || bad mount "read-only, it wrote"
+	same_as "$work/img" "$was" || bad mount "read-only, it wrote"
 
 	# and used
 	on "$work/rw" rw
 	if [ -n "$mounted" ]; then
-		compare exact
-		rw="$unread+$errors"
+		# changed at once, or when all has been read
+		rw=
+		if [ $((s % 3)) = 0 ]; then
+			compare exact
+			rw="$unread+$errors, "
+		fi
 		limited "$witness" change "$mnt"
 		case $status in
 		0 | 124 | 137) ;;
@@ -141,7 +150,7 @@ one() { # SEED
 		*) bad wrong-data "change: status $status" ;;
 		esac
 		grep '^[a-z/]*new\.' "$work/out" >"$work/promised" || true
-		rw="$rw, $(wc -l <"$work/promised") new"
+		rw="$rw$(wc -l <"$work/promised") new"
 		compare changed "$work/promised"
 		rw="$rw, $unread+$errors"
 		off
@@ -199,7 +208,7 @@ one() { # SEED
 
 # An earlier state, a clean one, and one that the daemon was killed in.
 make_images() {
-	format 96M
+	format 64M
 	start
 	"$witness" make "$mnt" 1
 	stop

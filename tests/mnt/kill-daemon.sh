@@ -25,7 +25,7 @@ done
 log=$work/log
 mkdir "$log"
 slowest=0 promises=0 files=0
-options=(relatime io_uring writethrough commit=1,nodiscard dirsync cache=4M,threads=1 noatime)
+options=(relatime io_uring writethrough 'commit=1,nodiscard' dirsync 'cache=4M,threads=1' noatime)
 switch=/sys/module/fuse/parameters/enable_uring
 
 # start, with the options of round $1

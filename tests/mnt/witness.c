@@ -358,11 +358,17 @@ static void failed(const char *what, const char *path)
 	}
 }
 
+/* Mostly the one behind the last: folders list in the same order each time. */
 static struct record *by_path(const char *path)
 {
-	for (uint32_t i = 0; i < recs_n; i++)
-		if (!strcmp(recs[i].path, path))
-			return &recs[i];
+	static uint32_t next;
+
+	for (uint32_t i = 0; i < recs_n; i++, next++) {
+		if (next >= recs_n)
+			next = 0;
+		if (!strcmp(recs[next].path, path))
+			return &recs[next++];
+	}
 	return NULL;
 }
 
