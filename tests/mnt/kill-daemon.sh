@@ -64,7 +64,9 @@ load() {
 }
 
 # Transactions, each counted in a log once it is committed. EXTRA: at FULL, SQLite
-# does not sync the removal of its journal, which is the commit. $1: round
+# does not sync the removal of its journal, which is the commit. Where it cannot open
+# the folder to sync it, it takes it for synced: killed just there, the daemon does
+# not owe the last row. $1: round
 database() {
 	local n=0 db=$mnt/$1.db
 	{
@@ -81,7 +83,8 @@ check_database() {
 	local db=$mnt/$1.db acked
 	[ -e "$log/db.$1" ] || return 0
 	acked=$(grep -c '^[0-9]*$' "$log/db.$1" || true)
-	[ "$acked" != 0 ] || return 0
+	[ $(($1 % 2)) = 0 ] || acked=$((acked - 1))
+	[ "$acked" -gt 0 ] || return 0
 	same "$(sqlite3 "$db" 'PRAGMA integrity_check' 2>&1)" ok "database of round $1"
 	[ "$(sqlite3 "$db" 'SELECT count(*) FROM t')" -ge "$acked" ] ||
 		fail "round $1: $acked rows were committed, there are $(sqlite3 "$db" 'SELECT count(*) FROM t')"
