@@ -46,8 +46,12 @@ on() {
 	limited mount.spaceweave "$1" "$mnt" -o "$2"
 	case $status in
 	0) mounted=1 ;;
-	32 | 124 | 137) ;;
-	*) bad mount "status $status" ;;
+	32) ;;
+	124 | 137) cut_off ;;
+	*)
+		bad mount "status $status"
+		cut_off
+		;;
 	esac
 }
 
