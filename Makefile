@@ -137,7 +137,8 @@ run:		## build, format spaceweave.img and mount it on ./mnt
 # ---- tests ----
 
 # The long variants of what make check does on a real mount.
-SOAK = { echo "== tests/mnt"; ROUNDS=$${ROUNDS:-50} bash tests/mnt/kill-daemon.sh && \
+SOAK = { echo "== tests/mnt"; ROUNDS=$${ROUNDS:-200} bash tests/mnt/kill-daemon.sh && \
+	IMAGES=$${IMAGES:-300} bash tests/mnt/damaged.sh && \
 	FILES=0 bash tests/mnt/work-tree.sh && SIZE=4G TIMES=4 bash tests/mnt/full-volume.sh && \
 	FILES=1000000 bash tests/mnt/mount-time.sh && FILES=1000000 bash tests/mnt/memory.sh; }
 .PHONY: soak
@@ -241,7 +242,7 @@ coverage:		## which lines and branches the tests reach: is it 95 and 85 %?
 # A larger share of the calls fails here than in make check.
 COVER_LONG := test_fault test_fsck
 # A killed daemon's counts are lost, nobody may not write them.
-MNT_COVER := $(patsubst %,tests/mnt/%.sh,bad-input full-volume host-full memory options \
+MNT_COVER := $(patsubst %,tests/mnt/%.sh,bad-input damaged full-volume host-full memory options \
 	posix-attributes posix-data posix-names posix-times programs readonly scrub two-hosts)
 
 .PHONY: lint

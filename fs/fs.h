@@ -85,8 +85,9 @@ int fs_readlink(struct fs *fs, uint64_t ino, char *buf, size_t size);
  * Entries after `cookie` (0: from the start, "." and ".." first), until fn
  * returns nonzero; that entry was not taken. `next` is the cookie after the
  * entry. Cookies stay good while entries come and go. With `plus`, e->st is
- * whole and each entry taken except "." and ".." counts; else only st_ino and
- * the type in st_mode are set.
+ * whole and each entry taken except "." and ".." counts; else, and where the
+ * inode cannot be read (e->ino is 0), only st_ino and the type in st_mode are
+ * set.
  */
 int fs_readdir(struct fs *fs, uint64_t dir, uint64_t cookie, bool plus,
 	       int (*fn)(void *ctx, const char *name, const struct fs_entry *e,

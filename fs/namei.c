@@ -1292,15 +1292,16 @@ static int batch_emit(struct batch *b, dir_fn *fn, void *ctx)
 			.st.st_ino = b->info[i].ino,
 			.st.st_mode = (mode_t)b->info[i].type << 12,
 		};
-		/* An inode that cannot be read must not hide the others. */
-		if (b->plus && fs_getattr(b->fs, e.ino, &e.st)) {
-			fs_forget(b->fs, e.ino, 1);
-			continue;
-		}
+		/* An inode that cannot be read hides neither the others nor its
+		   own name: who asks for it hears why. */
+		if (b->plus && fs_getattr(b->fs, e.ino, &e.st))
+			e.ino = 0;
 		if (fn(ctx, b->name[i], &e, b->info[i].index)) {
 			batch_forget(b, i);
 			return 1;
 		}
+		if (!e.ino)
+			fs_forget(b->fs, b->info[i].ino, 1);
 	}
 	return 0;
 }

@@ -317,14 +317,12 @@ static void rename_replaces(void **state)
 	assert_int_equal(ren(w, ROOT_INO, "a", ROOT_INO, "c", 0), -ENOENT);
 }
 
-/* Not a race that would be lost over and over. */
-static void rename_of_an_entry_for_no_inode_is_damage(void **state)
+/* "gone" in the root. */
+static void make_entry_for_no_inode(struct world *w)
 {
-	struct world *w = *state;
 	struct inode *root;
 	struct txn *t;
 
-	make(w, ROOT_INO, "a");
 	OK(inode_get(w->v, ROOT_INO, &root));
 	rwlock_write(&root->lock);
 	OK(txn_begin(w->v, TXN_NORMAL, &t));
@@ -332,6 +330,15 @@ static void rename_of_an_entry_for_no_inode_is_damage(void **state)
 	OK(txn_commit(t));
 	rwlock_unlock(&root->lock);
 	inode_put(w->v, root);
+}
+
+/* Not a race that would be lost over and over. */
+static void rename_of_an_entry_for_no_inode_is_damage(void **state)
+{
+	struct world *w = *state;
+
+	make(w, ROOT_INO, "a");
+	make_entry_for_no_inode(w);
 	alarm(10);
 	assert_int_equal(ren(w, ROOT_INO, "gone", ROOT_INO, "b", 0), -EUCLEAN);
 	assert_int_equal(ren(w, ROOT_INO, "a", ROOT_INO, "gone", 0), -EUCLEAN);
@@ -432,7 +439,7 @@ static void rename_leaves_a_whiteout(void **state)
 /* ---- readdir ---------------------------------------------------------------------------- */
 
 struct seen {
-	unsigned count, stop_after;
+	unsigned count, stop_after, unread;
 	uint64_t next;
 	char last[256];
 };
@@ -441,10 +448,10 @@ static int see(void *ctx, const char *name, const struct fs_entry *e, uint64_t n
 {
 	struct seen *s = ctx;
 
-	(void)e;
 	if (s->count == s->stop_after)
 		return 1;
 	s->count++;
+	s->unread += !e->ino;
 	s->next = next;
 	snprintf(s->last, sizeof(s->last), "%s", name);
 	return 0;
@@ -494,6 +501,20 @@ static void a_listing_with_attributes_counts_what_was_taken(void **state)
 	assert_int_equal(fs_getattr(w->fs, ino[2], &st), -ESTALE);
 	fs_forget(w->fs, ino[1], 1);
 	assert_int_equal(fs_getattr(w->fs, ino[1], &st), -ESTALE);
+}
+
+static void a_listing_names_what_cannot_be_read(void **state)
+{
+	struct world *w = *state;
+	struct seen s = {.stop_after = 10};
+
+	fs_forget(w->fs, make(w, ROOT_INO, "a"), 1);
+	make_entry_for_no_inode(w);
+	fs_forget(w->fs, make(w, ROOT_INO, "z"), 1);
+	OK(fs_readdir(w->fs, ROOT_INO, 0, true, see, &s));
+	assert_int_equal(s.count, 5);
+	assert_int_equal(s.unread, 1);
+	assert_string_equal(s.last, "z");
 }
 
 /* ---- attributes ---------------------------------------------------------------------------- */
@@ -1204,6 +1225,7 @@ int main(void)
 		TEST(rename_leaves_a_whiteout),
 		TEST(a_listing_meets_each_name_once),
 		TEST(a_listing_with_attributes_counts_what_was_taken),
+		TEST(a_listing_names_what_cannot_be_read),
 		TEST(a_setgid_directory_hands_its_group_on),
 		TEST(chown_and_writes_take_privileges),
 		TEST(flags_forbid),

@@ -131,16 +131,26 @@ void mount_free(struct mount_entry *m)
 
 #define LIVE_TRIES 20
 
-/* A live image moves on while it is read: try again when that went wrong. */
+static void unsaid(void *ctx, const char *text)
+{
+	(void)ctx;
+	(void)text;
+}
+
+/*
+ * A live image moves on while it is read: try again when that went wrong. Only
+ * the last try says what it met, for what is overwritten meanwhile is no damage.
+ */
 static int open_volume(struct view *w, char *msg, size_t len)
 {
-	const struct volume_options opt = {.readonly = true,
-					   .no_threads = true,
-					   .program = cli_program,
-					   .message = cli_message};
+	struct volume_options opt = {.readonly = true,
+				     .no_threads = true,
+				     .program = cli_program};
+	unsigned tries = w->live ? LIVE_TRIES : 1;
 	int ret = 0;
 
-	for (unsigned i = 0; i < (w->live ? LIVE_TRIES : 1); i++) {
+	for (unsigned i = 1; i <= tries; i++) {
+		opt.message = i == tries ? cli_message : unsaid;
 		ret = volume_open(w->im, &opt, &w->v, msg, len);
 		if (ret != -EUCLEAN && ret != -EBADMSG)
 			break;

@@ -15,6 +15,8 @@
  * verify: every file is what the last "done" made it; where a "begin" without
  * "done" follows, the file may be on its way, but has no byte that neither the
  * old nor the new content has at that place, except zeroes past the old end.
+ * A file for which there was no space is removed; until that is durable it may
+ * be anything.
  *
  * One thread more makes folders and never waits for the disk: of those, the
  * ones of the last ten seconds (the commit interval twice) may be missing, and
@@ -78,10 +80,13 @@ static uint64_t key(unsigned thread, unsigned file, unsigned version)
 	return pattern_mix((uint64_t)thread << 48 ^ (uint64_t)file << 32 ^ version);
 }
 
+static __thread int gone_errno;
+
 /* The file system under test is gone: no more to do for this thread. */
 static bool gone(const char *what)
 {
-	if (errno != ENOTCONN && errno != ECONNABORTED && errno != EIO &&
+	gone_errno = errno;
+	if (errno != ENOSPC && errno != ENOTCONN && errno != ECONNABORTED && errno != EIO &&
 	    errno != ENOENT && errno != EBADF)
 		fprintf(stderr, "syncer: %s: %s\n", what, strerror(errno));
 	return false;
@@ -158,6 +163,33 @@ static bool sync_name(struct thread *t, const char *name)
 	return ok;
 }
 
+static void nap(unsigned ms)
+{
+	nanosleep(&(struct timespec){0, ms * 1000000L}, NULL);
+}
+
+/* What did not fit goes: a full volume must allow it. */
+static bool no_space(struct thread *t, unsigned file, const char *name, const char *temp)
+{
+	struct state *s = &t->files[file];
+	int tries = 0;
+
+	s->exists = false;
+	s->bytes = 0;
+	note(t, "begin", UNLINK, file, s);
+	unlinkat(t->dirfd, temp, 0);
+	if (unlinkat(t->dirfd, name, 0) && errno != ENOENT)
+		return gone("unlink");
+	while (fsync(t->dirfd)) {
+		if (errno != ENOSPC || ++tries == 100)
+			return gone("fsync of the folder");
+		nap(50);
+	}
+	note(t, "done", UNLINK, file, s);
+	nap(50);
+	return true;
+}
+
 static bool step(struct thread *t)
 {
 	unsigned file = (unsigned)rnd(t, FILES), n = (unsigned)rnd(t, 10);
@@ -219,6 +251,10 @@ static bool step(struct thread *t)
 			ok = gone("unlink");
 		break;
 	}
+	if (!ok && gone_errno == ENOSPC) {
+		old->version = s.version;
+		return no_space(t, file, name, temp);
+	}
 	if (!ok)
 		return false;
 	note(t, "done", op, file, &s);
@@ -257,20 +293,24 @@ static void *files_thread(void *arg)
 static void *folders_thread(void *arg)
 {
 	struct thread *t = arg;
-	const struct timespec nap = {0, 1000000};
 	char name[16], line[64];
 
 	if (!thread_open(t) || fsync(t->dirfd))
 		return NULL;
 	for (unsigned n = 0; now() < t->until; n++) {
 		snprintf(name, sizeof(name), "d%u", n);
-		if (mkdirat(t->dirfd, name, 0755))
-			break;
+		if (mkdirat(t->dirfd, name, 0755)) {
+			if (errno != ENOSPC)
+				break;
+			n--;
+			nap(50);
+			continue;
+		}
 		int len = snprintf(line, sizeof(line), "%u %.3f\n", n, now());
 		if (write(t->logfd, line, (size_t)len) != len)
 			exit(2);
 		t->done++;
-		nanosleep(&nap, NULL);
+		nap(1);
 	}
 	return NULL;
 }
@@ -309,6 +349,7 @@ static unsigned long wrong, seen;
 struct story {
 	struct state is, may;
 	enum op op;		/* 0: nothing was under way */
+	bool unsure;		/* there was no space for it, and it may be there still */
 };
 
 static bool is_content(const uint8_t *buf, size_t n, uint64_t k)
@@ -325,6 +366,8 @@ static const char *judge(unsigned nr, unsigned file, const struct story *y,
 	const uint64_t k_is = key(nr, file, y->is.version);
 	const uint64_t k_may = key(nr, file, y->may.version);
 
+	if (y->unsure)
+		return NULL;
 	if (y->is.exists && n == y->is.bytes && is_content(buf, n, k_is))
 		return NULL;
 	if (!y->op)
@@ -421,11 +464,13 @@ static void verify_thread(const char *dir, unsigned nr, FILE *f)
 		struct story *y = &files[file % FILES];
 		struct state s = {exists, version, bytes};
 
+		y->unsure |= y->op && !strcmp(word, "begin");
 		y->may = s;
 		y->op = op;
 		if (!strcmp(word, "done")) {
 			y->is = s;
 			y->op = 0;
+			y->unsure = false;
 		}
 		lines++;
 	}
