@@ -306,7 +306,7 @@ static int run(struct checkpoint *ck)
 	atomic_store(&v->durable_gen, ck->gen);
 	units = ck->cut.unit - v->tail_unit;
 	v->tail_unit = ck->cut.unit;
-	atomic_fetch_add(&v->ring_free, (int64_t)(units * JOURNAL_UNIT));
+	ring_give(v, units * JOURNAL_UNIT);
 	r = release(v, &ck->deltas);
 	atomic_store(&v->pending_own, 0);
 	for (size_t i = 0; i < ck->own.count; i++)

@@ -404,37 +404,76 @@ int journal_mark(struct volume *v)
 
 /* ---- room in the ring, and in the cache ------------------------------------------------------------- */
 
+/* Take so much of the ring, and say what is left; or nothing, and -1. */
+static int64_t ring_take(struct volume *v, int64_t need)
+{
+	int64_t free = atomic_load(&v->ring_free);
+
+	do {
+		if (free - need < (int64_t)v->ring_reserve)
+			return -1;
+	} while (!atomic_compare_exchange_weak(&v->ring_free, &free, free - need));
+	return free - need;
+}
+
+void ring_give(struct volume *v, uint64_t bytes)
+{
+	atomic_fetch_add(&v->ring_free, (int64_t)bytes);
+	if (!atomic_load(&v->ring_waiters))
+		return;
+	lock_lock(&v->ring_lock);
+	pthread_cond_broadcast(&v->ring_wake);
+	lock_unlock(&v->ring_lock);
+}
+
+void ring_unpromise(struct volume *v, uint64_t bytes, uint64_t used)
+{
+	atomic_fetch_sub(&v->ring_promised, (int64_t)bytes);
+	ring_give(v, bytes - used);
+}
+
+/*
+ * A checkpoint has left too little: then others hold promises. They need
+ * nothing that we hold, which is no lock, and give back what they do not use.
+ */
+static void ring_wait(struct volume *v, int64_t need)
+{
+	atomic_fetch_add(&v->ring_waiters, 1);
+	lock_lock(&v->ring_lock);
+	if (atomic_load(&v->ring_free) - need < (int64_t)v->ring_reserve &&
+	    atomic_load(&v->ring_promised))
+		lock_wait(&v->ring_lock, &v->ring_wake);
+	lock_unlock(&v->ring_lock);
+	atomic_fetch_sub(&v->ring_waiters, 1);
+}
+
 int ring_promise(struct volume *v, size_t bytes)
 {
-	int64_t left, need = (int64_t)bytes, keep = (int64_t)v->ring_reserve;
+	int64_t left, need = (int64_t)bytes;
 	uint64_t dirty;
 
 	if (v->replaying)
 		return 0;
 	for (unsigned tries = 0;; tries++) {
-		left = atomic_fetch_sub(&v->ring_free, need) - need;
+		int r;
+
 		dirty = atomic_load(&v->dirty_nodes);
-		if (left >= keep && (dirty < v->cache_nodes || tries >= 4)) {
-			if (left < (int64_t)(v->ring_units * JOURNAL_UNIT / 2) ||
-			    dirty > v->cache_nodes / 2)
-				volume_kick(v, true);
-			return 0;
-		}
-		atomic_fetch_add(&v->ring_free, need);
+		left = dirty < v->cache_nodes || tries >= 4 ? ring_take(v, need) : -1;
+		if (left >= 0)
+			break;
 		if (atomic_load(&v->failed))
 			return -EROFS;
-		if (tries < 4) {
-			int r = checkpoint_run(v, false);
-
-			if (r)
-				return r;
-		} else {
-			/* Others hold promises; they are about to commit. */
-			sched_yield();
-		}
-		if (tries == 100000)
-			return -ENOSPC;
+		if (tries >= 4)
+			ring_wait(v, need);
+		r = checkpoint_run(v, false);
+		if (r)
+			return r;
 	}
+	atomic_fetch_add(&v->ring_promised, need);
+	if (left < (int64_t)(v->ring_units * JOURNAL_UNIT / 2) ||
+	    dirty > v->cache_nodes / 2)
+		volume_kick(v, true);
+	return 0;
 }
 
 /* ---- replay -------------------------------------------------------------------------- */
@@ -795,6 +834,8 @@ int journal_init(struct volume *v)
 {
 	lock_init(&v->journal, RANK_JOURNAL, "journal");
 	pthread_cond_init(&v->journal_done, NULL);
+	lock_init(&v->ring_lock, RANK_LEAF, "ring");
+	pthread_cond_init(&v->ring_wake, NULL);
 	v->closed_tail = &v->closed;
 	v->replay_tail = &v->replay;
 	v->ring_units = get64(v->super.journal_units);
@@ -823,4 +864,6 @@ void journal_fini(struct volume *v)
 	groups_free(v->replay);
 	lock_fini(&v->journal);
 	pthread_cond_destroy(&v->journal_done);
+	lock_fini(&v->ring_lock);
+	pthread_cond_destroy(&v->ring_wake);
 }

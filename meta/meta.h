@@ -350,9 +350,11 @@ int xattr_list(struct volume *v, struct inode *ip, char *buf, size_t *len);
  * Any callback may be NULL; a nonzero return ends the walk with it. `ahead`: a
  * thread of its own reads and verifies ahead of the callbacks. `from`: nodes
  * that hold nothing but lower keys are left out. `bad`: a node is lost; `what` is
- * NODE_UNREAD if reading it failed, which may pass.
+ * NODE_UNREAD if reading it failed, which may pass, and NODE_MISPLACED of a leaf
+ * that is whole, but stands where its keys do not lead.
  */
 #define NODE_UNREAD "cannot be read"
+#define NODE_MISPLACED "its keys lead elsewhere"
 struct walk {
 	void *ctx;
 	bool ahead;

@@ -181,7 +181,11 @@ struct volume {
 
 	/* -- no lock -- */
 	_Atomic uint64_t next_ino;
-	_Atomic int64_t ring_free;	/* bytes */
+	_Atomic int64_t ring_free;	/* bytes that are not promised, nor in use */
+	_Atomic int64_t ring_promised;
+	_Atomic unsigned ring_waiters;	/* for ring_wake, with ring_lock */
+	struct lock ring_lock;
+	pthread_cond_t ring_wake;
 	_Atomic uint64_t durable_gen;
 	_Atomic uint64_t free_blks;	/* no file's, no node's, no bitmap's */
 	_Atomic uint64_t pending_blks;	/* freed, not released yet */
@@ -251,7 +255,7 @@ struct txn {
 	size_t len, cap;
 	unsigned items;
 	bool in_place;			/* writes to blocks set aside before */
-	size_t promise;			/* bytes of the ring held */
+	size_t promise, used;		/* bytes of the ring held; and logged */
 	uint64_t data_bytes;
 	struct inode_change edit[10];
 	unsigned edits;
@@ -473,8 +477,12 @@ int journal_cut(struct volume *v, void (*freeze)(void *ctx), void *ctx,
 		struct cut *out);
 /* The last mark of an idle volume, unflushed. */
 int journal_mark(struct volume *v);
-/* Hold `bytes` of the ring for a transaction; may run a checkpoint. */
+/* Hold `bytes` of the ring for a transaction; may run a checkpoint, and wait for
+ * others to end theirs: no lock is held. And give back what was not used. */
 int ring_promise(struct volume *v, size_t bytes);
+void ring_unpromise(struct volume *v, uint64_t bytes, uint64_t used);
+/* What a checkpoint has done with. */
+void ring_give(struct volume *v, uint64_t bytes);
 /* Find the groups to be replayed, and the deltas in them; then apply the rest. */
 int journal_scan(struct volume *v, char *msg, size_t msg_len);
 int journal_apply(struct volume *v);

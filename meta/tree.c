@@ -1271,12 +1271,56 @@ static struct disk_node *batch_room(struct walker *k)
 	return (void *)(b->nodes + (size_t)b->count * k->v->block_bytes);
 }
 
-static int walk_leaf(struct walker *k, const struct ptr *ptr)
+/* The keys that lead to a node: from lo on, and below hi (NULL: any). */
+struct bounds {
+	struct item lo, hi;
+};
+
+/* Those of child i of a node. A first key counts as lower than any. */
+static struct bounds child_bounds(const struct node *n, unsigned i,
+				  const struct bounds *outer)
+{
+	struct bounds b = *outer;
+
+	if (i)
+		b.lo = node_item(n, i);
+	if (i + 1 < node_count(n))
+		b.hi = node_item(n, i + 1);
+	return b;
+}
+
+/* What no key leads to is as good as lost. */
+static bool within(const struct node *n, const struct bounds *b)
+{
+	unsigned count = node_count(n);
+	struct item first, last;
+
+	if (!count)
+		return true;
+	first = node_item(n, 0);
+	last = node_item(n, count - 1);
+	return (!b->lo.key ||
+		key_cmp(first.key, first.klen, b->lo.key, b->lo.klen) >= 0) &&
+	       (!b->hi.key ||
+		key_cmp(last.key, last.klen, b->hi.key, b->hi.klen) < 0);
+}
+
+/* The leaf is in the batch, and whole. */
+static int leaf_add(struct walker *k, const struct ptr *ptr, const struct bounds *b)
+{
+	struct node n = {.d = batch_room(k)};
+
+	return batch_add(k, 0, ptr->block, within(&n, b) ? NULL : NODE_MISPLACED);
+}
+
+static int walk_leaf(struct walker *k, const struct ptr *ptr, const struct bounds *b)
 {
 	const char *why = NULL;
 	int r = node_copy(k->v, k->t, 0, ptr, batch_room(k), &why);
 
-	return r < 0 ? r : batch_add(k, 0, ptr->block, r ? why : NULL);
+	if (r == 0)
+		return leaf_add(k, ptr, b);
+	return r < 0 ? r : batch_add(k, 0, ptr->block, why);
 }
 
 static bool is_cached(struct volume *v, enum table t, const struct ptr *ptr)
@@ -1293,8 +1337,10 @@ static bool is_cached(struct volume *v, enum table t, const struct ptr *ptr)
  * Leaves below `parent` from child *i on: those that stand behind each other
  * by one read, past the cache, which they would only flood.
  */
-static int walk_leaves(struct walker *k, const struct node *parent, unsigned *i)
+static int walk_leaves(struct walker *k, const struct node *parent, unsigned *i,
+		       const struct bounds *outer)
 {
+	struct bounds b = child_bounds(parent, *i, outer);
 	struct volume *v = k->v;
 	struct ptr ptr = node_child(parent, *i), p = ptr;
 	unsigned room = k->max - batch_open(k)->count, n = 0, at = *i;
@@ -1310,17 +1356,18 @@ static int walk_leaves(struct walker *k, const struct node *parent, unsigned *i)
 	}
 	*i += n ? n : 1;
 	if (!n)
-		return walk_leaf(k, &ptr);
+		return walk_leaf(k, &ptr, &b);
 	if (image_pread(v->im, nodes, (size_t)n * v->block_bytes,
 			blk_off(v, ptr.block)))
 		memset(nodes, 0, (size_t)n * v->block_bytes);
 	for (unsigned j = 0; j < n && r == 0; j++) {
 		p = node_child(parent, at + j);
+		b = child_bounds(parent, at + j, outer);
 		if (node_verify((void *)(nodes + (size_t)j * v->block_bytes),
 				v->block_bytes, k->t, 0, &p, NULL))
-			r = walk_leaf(k, &p);
+			r = walk_leaf(k, &p, &b);
 		else
-			r = batch_add(k, 0, p.block, NULL);
+			r = leaf_add(k, &p, &b);
 	}
 	return r;
 }
@@ -1336,14 +1383,15 @@ static bool walk_skips(const struct walker *k, const struct node *n, unsigned i)
 	return key_cmp(next.key, next.klen, k->w->from, k->w->from_len) <= 0;
 }
 
-static int walk_node(struct walker *k, unsigned level, const struct ptr *ptr)
+static int walk_node(struct walker *k, unsigned level, const struct ptr *ptr,
+		     const struct bounds *b)
 {
 	struct node copy = {0};
 	const char *why = NULL;
 	int r;
 
 	if (level == 0)
-		return walk_leaf(k, ptr);
+		return walk_leaf(k, ptr, b);
 	copy.d = malloc(k->v->block_bytes);
 	if (!copy.d)
 		return -ENOMEM;
@@ -1354,13 +1402,14 @@ static int walk_node(struct walker *k, unsigned level, const struct ptr *ptr)
 		r = batch_add(k, level, ptr->block, lost ? why : NULL);
 		for (unsigned i = 0; !lost && r == 0 && i < node_count(&copy);) {
 			struct ptr child = node_child(&copy, i);
+			struct bounds inner = child_bounds(&copy, i, b);
 
 			if (walk_skips(k, &copy, i))
 				i++;
 			else if (level == 1)
-				r = walk_leaves(k, &copy, &i);
+				r = walk_leaves(k, &copy, &i, b);
 			else
-				i++, r = walk_node(k, level - 1, &child);
+				i++, r = walk_node(k, level - 1, &child, &inner);
 		}
 	}
 	free(copy.d);
@@ -1370,7 +1419,7 @@ static int walk_node(struct walker *k, unsigned level, const struct ptr *ptr)
 static void *walk_ahead(void *arg)
 {
 	struct walker *k = arg;
-	int r = walk_node(k, k->root_level, &k->root);
+	int r = walk_node(k, k->root_level, &k->root, &(struct bounds){0});
 
 	lock_lock(&k->lock);
 	k->result = r < 0 ? r : 0;
@@ -1424,7 +1473,7 @@ static int walk_tree(struct walker *k)
 	if (r == 0 && k->ahead)
 		r = walk_follow(k);
 	else if (r == 0)
-		r = walk_node(k, k->root_level, &k->root);
+		r = walk_node(k, k->root_level, &k->root, &(struct bounds){0});
 	if (r == 0 && !k->ahead)
 		r = batch_pass(k);
 	pthread_cond_destroy(&k->moved);
@@ -1581,57 +1630,93 @@ static void adopt_locked(struct volume *v, struct tree *tr, struct path *p,
 }
 
 /*
- * One step of the below: the node at `level` on the way to `k` goes, or makes
- * way for new ones that lead to c; or, with `more`, c finds its parent.
+ * The way to `key`, down to the node above `level`, with the commit lock and all
+ * that a change there can need; or neither.
  */
-static int forget_step(struct volume *v, struct tree *tr, const struct key *k,
-		       unsigned level, const struct lost_child *c, bool more)
+static int way_locked(struct volume *v, struct tree *tr, const void *key, size_t klen,
+		      unsigned level, struct path *p)
 {
 	unsigned blocks = 3 * TREE_LEVELS;
 	struct tree_miss miss, bad = {0};
 	int bad_err = 0, r = 0;
-	struct path p;
+	struct key k = {.len = (uint16_t)klen};
 
+	memcpy(k.b, key, klen);
 	if (!v->readonly && v->pool_blks < blocks)
 		r = pool_fill(v, blocks, SPEND_CHECKPOINT);
-
 	while (r == 0) {
 		rwlock_write(&v->commit);
 		r = tree_spares_locked(v, blocks);
 		if (r == 0)
-			r = descend_above(v, tr, k, more ? c->level : level, &p,
-					  &miss);
-		if (r == 0 && more)
-			adopt_locked(v, tr, &p, c);
-		else if (r == 0 && c)
-			replace_locked(v, tr, &p, level, c);
-		else if (r == 0)
-			forget_locked(v, tr, &p, level);
+			r = descend_above(v, tr, &k, level, p, &miss);
+		if (r == 0)
+			return 0;
 		rwlock_unlock(&v->commit);
-		if (r != -EAGAIN)
-			break;
-		r = tree_load(v, &miss, &bad, &bad_err);
+		if (r == -EAGAIN)
+			r = tree_load(v, &miss, &bad, &bad_err);
 	}
 	return r;
+}
+
+/* Does the way to the child's keys lead through the lost node? Then replace it. */
+static int replace(struct volume *v, struct tree *tr, unsigned level, uint64_t block,
+		   const struct lost_child *c, bool *done)
+{
+	struct path p;
+	int r = way_locked(v, tr, c->key, c->klen, level, &p);
+
+	if (r)
+		return r;
+	*done = level == tr->level ||
+		node_child(p.n[level + 1], (unsigned)p.slot[level + 1]).block == block;
+	if (*done)
+		replace_locked(v, tr, &p, level, c);
+	rwlock_unlock(&v->commit);
+	return 0;
+}
+
+static int adopt(struct volume *v, struct tree *tr, const struct lost_child *c)
+{
+	struct path p;
+	int r = way_locked(v, tr, c->key, c->klen, c->level, &p);
+
+	if (r)
+		return r;
+	adopt_locked(v, tr, &p, c);
+	rwlock_unlock(&v->commit);
+	return 0;
+}
+
+/* Another lost node is in the way: that one's turn comes. */
+static int unless_lost(int r)
+{
+	return r == -EFSCORRUPTED || r == -EFSBADCRC ? 0 : r;
 }
 
 int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block,
 		const struct lost_child *child, size_t children)
 {
 	struct tree *tr = &v->trees[t];
+	bool replaced = false;
 	struct key k = {0};
+	size_t first = 0;
+	struct path p;
 	int r = find_node(v, t, tr->level, &tr->root, block, &k);
 
 	if (r <= 0)
 		return r;
-	r = forget_step(v, tr, &k, level, children ? child : NULL, false);
-	for (size_t i = 1; r == 0 && i < children; i++) {
-		k.len = child[i].klen;
-		memcpy(k.b, child[i].key, k.len);
-		r = forget_step(v, tr, &k, level, &child[i], true);
-		/* another lost node is in its way: that one's turn comes */
-		if (r == -EFSCORRUPTED || r == -EFSBADCRC)
-			r = 0;
+	for (r = 0; r == 0 && first < children && !replaced; first += !replaced)
+		r = unless_lost(replace(v, tr, level, block, &child[first],
+					&replaced));
+	if (r == 0 && !replaced) {
+		r = way_locked(v, tr, k.b, k.len, level, &p);
+		if (r == 0) {
+			forget_locked(v, tr, &p, level);
+			rwlock_unlock(&v->commit);
+		}
 	}
+	for (size_t i = 0; r == 0 && i < children; i++)
+		if (!replaced || i != first)
+			r = unless_lost(adopt(v, tr, &child[i]));
 	return r;
 }

@@ -127,8 +127,8 @@ static void txn_release(struct txn *t)
 	if (t->refs_locked)
 		lock_unlock(&t->v->refs);
 	t->refs_locked = false;
-	atomic_fetch_add(&t->v->ring_free, (int64_t)t->promise);
-	t->promise = 0;
+	ring_unpromise(t->v, t->promise, t->used);
+	t->promise = t->used = 0;
 	t->len = t->items = t->edits = 0;
 	t->data_bytes = 0;
 	t->deltas.count = t->ref_count = 0;
@@ -156,7 +156,10 @@ static int txn_can_write(const struct volume *v)
 
 int txn_begin(struct volume *v, enum txn_kind kind, struct txn **out)
 {
-	size_t promise = v->txn_max + sizeof(struct disk_group) + JOURNAL_UNIT;
+	/* replay has the ring for itself */
+	size_t promise = v->replaying ? 0 : v->txn_max +
+					    sizeof(struct disk_group) +
+					    JOURNAL_UNIT;
 	struct txn *t;
 	int r = txn_can_write(v);
 
@@ -167,7 +170,7 @@ int txn_begin(struct volume *v, enum txn_kind kind, struct txn **out)
 		return r;
 	t = txn_new();
 	if (!t) {
-		atomic_fetch_add(&v->ring_free, (int64_t)promise);
+		ring_unpromise(v, promise, 0);
 		return -ENOMEM;
 	}
 	t->v = v;
@@ -734,7 +737,7 @@ int txn_commit(struct txn *t)
 		return r;
 	}
 	apply_locked(t);
-	t->promise = v->readonly ? 0 : t->promise - t->len;
+	t->used = v->readonly ? 0 : t->len;
 	kick = v->open && (v->open->len > GROUP_FULL_BYTES ||
 			   v->open->data_bytes > GROUP_FULL_DATA);
 	rwlock_unlock(&v->commit);

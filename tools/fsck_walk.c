@@ -141,7 +141,6 @@ struct walker {
 	uint8_t last[KEY_MAX];
 	size_t last_len;
 	bool any;
-	uint64_t leaf, leaf_before;	/* where the items stand */
 	uint64_t of;		/* items that the table should have */
 };
 
@@ -152,11 +151,8 @@ static int walk_node(void *ctx, enum table t, unsigned level, uint64_t block)
 
 	if (level != LEVEL_DROPPED)
 		f->nodes[t]++;
-	if (level == 0) {
-		w->leaf_before = w->leaf;
-		w->leaf = block;
+	if (level == 0)
 		f->new_leaf = true;
-	}
 	if (block >= 1ull << 62)
 		return 0;
 	return fsck_own(f, 0, block, 1);
@@ -247,6 +243,22 @@ static int note_gone(struct fsck *f, const struct lost_node *n)
 	return 0;
 }
 
+/* Whole, but search does not come upon its items: they are to find their places. */
+static int walk_misplaced(struct fsck *f, enum table t, uint64_t block)
+{
+	struct repair r = {.kind = t == TABLE_SPACE ? REPAIR_BITMAPS : REPAIR_SORT,
+			   .id = P_LEAF_PLACE,
+			   .ino = t,
+			   .b = block};
+	int ret = 0;
+
+	if (PROBLEM(P_LEAF_PLACE, .name = table_name(t), .blk = block))
+		ret = repair_later(f, &r);
+	f->nodes[t]++;
+	f->incomplete = true;
+	return ret ? ret : fsck_own(f, 0, block, 1);
+}
+
 static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 		    const char *what)
 {
@@ -258,6 +270,9 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 			   .a = level,
 			   .b = block,
 			   .unread = !strcmp(what, NODE_UNREAD)};
+
+	if (!strcmp(what, NODE_MISPLACED))
+		return walk_misplaced(w->f, t, block);
 
 	if (PROBLEM(P_NODE_BAD, .name = table_name(t), .is = level, .blk = block,
 		    .what = what) &&
@@ -274,41 +289,13 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 	return 0;
 }
 
-/*
- * The leaf begins before the one before it ends. Which of the two stands in the
- * wrong place is not to be seen from here: the items of both find theirs.
- */
-static int out_of_order(struct walker *w, enum table t, uint64_t ino)
-{
-	uint64_t leaf[] = {w->leaf_before, w->leaf};
-	int ret = 0;
-
-	if (!PROBLEM(P_KEY_ORDER, .name = table_name(t), .ino = ino))
-		return 0;
-	for (unsigned i = 0; !ret && i < 2; i++) {
-		struct repair r = {.kind = t == TABLE_SPACE ? REPAIR_BITMAPS :
-							      REPAIR_SORT,
-				   .id = P_KEY_ORDER,
-				   .ino = t,
-				   .b = leaf[i]};
-
-		if (leaf[i])
-			ret = repair_later(w->f, &r);
-	}
-	return ret;
-}
-
 static int walk_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 		     const uint8_t *val, size_t vlen)
 {
 	struct walker *w = ctx;
 	struct fsck *f = w->f;
-	size_t n = klen < w->last_len ? klen : w->last_len;
-	int c = w->any ? memcmp(w->last, key, n) : -1, ret = 0;
+	int ret = 0;
 
-	if ((c > 0 || (c == 0 && w->last_len >= klen)) &&
-	    out_of_order(w, t, klen >= 8 ? be64_get(key) : 0))
-		return -ENOMEM;
 	if (klen <= sizeof(w->last)) {
 		memcpy(w->last, key, klen);
 		w->last_len = klen;

@@ -33,7 +33,7 @@ enum problem_id {
 	P_JOURNAL_CLEAN,
 	/* trees */
 	P_NODE_BAD,
-	P_KEY_ORDER,
+	P_LEAF_PLACE,
 	P_KEY_FORM,
 	P_VALUE_FORM,
 	P_ROOT_NODES,
