@@ -160,6 +160,7 @@ enum repair_kind {
 	REPAIR_REF,		/* blocks `a`, `b` of them, have `ino` references */
 	REPAIR_REPLAY,		/* open for writing and close: no more */
 	REPAIR_SUPER,		/* superblock's field `a` to `b`; see pass1.c */
+	REPAIR_COPY,		/* superblock or backup `a` */
 };
 
 enum repair_field {

@@ -657,7 +657,7 @@ static bool entries_come_back(const struct repairs *rs)
 static bool only_super(const struct repairs *rs)
 {
 	for (size_t i = 0; i < rs->count; i++)
-		if (rs->v[i].kind != REPAIR_SUPER)
+		if (rs->v[i].kind != REPAIR_SUPER && rs->v[i].kind != REPAIR_COPY)
 			return false;
 	return true;
 }
@@ -730,7 +730,7 @@ int repair_all(struct fsck *f)
 		if (r->kind == REPAIR_LOST && wait)
 			continue;
 		ret = repair_one(f, r);
-		if (!ret && r->kind != REPAIR_SUPER)
+		if (!ret && r->kind != REPAIR_SUPER && r->kind != REPAIR_COPY)
 			problem_fixed(r->id);
 		else if (ret && f->verbose)
 			cli_warn("a repair has to wait: %s", cli_error(ret));

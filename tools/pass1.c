@@ -113,17 +113,12 @@ static void backup_from(struct disk_super *out, const struct disk_super *s,
 			       offsetof(struct disk_super, gen));
 }
 
-static int repair_copy(struct fsck *f, enum problem_id id, bool yes, unsigned i,
-		       const struct disk_super *from)
+/* Later: what cannot be used here may be the newer one, as pass 2 can tell. */
+static int repair_copy(struct fsck *f, enum problem_id id, bool yes, unsigned i)
 {
-	int ret;
+	struct repair r = {.kind = REPAIR_COPY, .id = id, .a = i};
 
-	if (!yes)
-		return 0;
-	ret = copy_write(f, i, from);
-	if (!ret)
-		problem_fixed(id);
-	return ret;
+	return yes ? repair_later(f, &r) : 0;
 }
 
 static int check_slots(struct fsck *f, const struct copy *c, unsigned good)
@@ -138,27 +133,25 @@ static int check_slots(struct fsck *f, const struct copy *c, unsigned good)
 		return repair_copy(f, id,
 				   PROBLEM(id, .is = 1 - good,
 					   .what = other->why),
-				   1 - good, s);
+				   1 - good);
 	what = differs(&other->s, s);
 	if (what)
 		return repair_copy(f, P_SUPER_DIFFER,
 				   PROBLEM(P_SUPER_DIFFER, .is = 1 - good,
 					   .what = what),
-				   1 - good, s);
+				   1 - good);
 	return 0;
 }
 
 static int check_backup(struct fsck *f, const struct copy *c,
 			const struct disk_super *s, unsigned i)
 {
-	struct disk_super fresh;
 	const char *what = c->why ? c->why : differs(&c->s, s);
 	enum problem_id id = c->why ? P_BACKUP_BAD : P_BACKUP_DIFFERS;
 
 	if (!what)
 		return 0;
-	backup_from(&fresh, s, c);
-	return repair_copy(f, id, PROBLEM(id, .is = i, .what = what), i, &fresh);
+	return repair_copy(f, id, PROBLEM(id, .is = i, .what = what), i);
 }
 
 /* The superblock that counts: the newer good one. */
@@ -174,7 +167,7 @@ static int newest(const struct copy *c)
 }
 
 /* Both slots by the same state, the older one first: a crash leaves one. */
-int super_replace(struct fsck *f, const struct disk_super *s)
+static int slots_write(struct fsck *f, const struct disk_super *s)
 {
 	int ret = copy_write(f, 1 - f->slot, s);
 
@@ -183,6 +176,13 @@ int super_replace(struct fsck *f, const struct disk_super *s)
 	if (!ret)
 		f->super = *s;
 	return ret;
+}
+
+int super_replace(struct fsck *f, const struct disk_super *s)
+{
+	/* copies of what this is in place of */
+	repairs_fini(&f->repairs);
+	return slots_write(f, s);
 }
 
 int rescue(struct fsck *f, enum problem_id id, const struct disk_super *from)
@@ -294,6 +294,30 @@ static void super_set(struct disk_super *s, uint64_t field, uint64_t value)
 		s->root[field - SUPER_ITEMS].items = put64(value);
 }
 
+/* What pass 1 noted, now that the superblock it is to be written from has held. */
+static int repair_copies(struct fsck *f)
+{
+	int ret = 0;
+
+	for (size_t i = 0; !ret && i < f->repairs.count; i++) {
+		const struct repair *r = &f->repairs.v[i];
+		struct disk_super fresh = f->super;
+		struct copy old;
+
+		if (r->kind != REPAIR_COPY)
+			continue;
+		if (r->a >= SUPER_SLOTS) {
+			copy_load(f, (unsigned)r->a,
+				  copy_offset(&f->super, (unsigned)r->a), &old);
+			backup_from(&fresh, &f->super, &old);
+		}
+		ret = copy_write(f, (unsigned)r->a, &fresh);
+		if (!ret)
+			problem_fixed(r->id);
+	}
+	return ret;
+}
+
 /*
  * Correct counts. The number of the checkpoint stays, for groups in the journal
  * refer to it; so the other slot gets the same superblock first, and a crash
@@ -303,9 +327,9 @@ int repair_super(struct fsck *f)
 {
 	struct disk_super s = f->super;
 	bool any = false;
-	int ret;
+	int ret = repair_copies(f);
 
-	for (size_t i = 0; i < f->repairs.count; i++) {
+	for (size_t i = 0; !ret && i < f->repairs.count; i++) {
 		const struct repair *r = &f->repairs.v[i];
 
 		if (r->kind != REPAIR_SUPER)
@@ -313,13 +337,11 @@ int repair_super(struct fsck *f)
 		super_set(&s, r->a, r->b);
 		any = true;
 	}
-	if (!any)
-		return 0;
-	ret = super_replace(f, &s);
-	if (ret)
+	if (ret || !any)
 		return ret;
-	for (size_t i = 0; i < f->repairs.count; i++)
+	ret = slots_write(f, &s);
+	for (size_t i = 0; !ret && i < f->repairs.count; i++)
 		if (f->repairs.v[i].kind == REPAIR_SUPER)
 			problem_fixed(f->repairs.v[i].id);
-	return 0;
+	return ret;
 }
