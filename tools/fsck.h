@@ -316,6 +316,11 @@ int fsck_walk(struct fsck *f, enum table t,
 struct gap *gap_find(struct fsck *f, const struct lost_node *n);
 /* Which blocks of inode `ino` may have been mapped there; false: none. */
 bool gap_blocks(const struct gap *g, uint64_t ino, uint64_t *from, uint64_t *to);
+/*
+ * Read `n` pieces of `size` bytes, to be looked through: those that cannot be
+ * read, each by itself and twice, are zeroes.
+ */
+void fsck_read_all(struct fsck *f, void *buf, size_t size, size_t n, uint64_t off);
 /* The item that the walk is at makes no sense: report, and note to remove it. */
 int item_away(struct fsck *f, enum problem_id id, const struct finding *what);
 #define ITEM_AWAY(f, id, ...) item_away(f, id, &(struct finding){__VA_ARGS__})

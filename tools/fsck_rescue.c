@@ -233,10 +233,9 @@ static int scan_nodes(struct rescue *r)
 	r->roots = r->top = 0;
 	while (!ret && next_data(r, &off, &end)) {
 		size_t n = end - off < PIECE ? (size_t)(end - off) : PIECE;
-		/* what cannot be read holds nothing for us */
-		bool good = !image_pread(r->f->im, buf, n, off);
 
-		for (size_t at = 0; good && at < n; at += size)
+		fsck_read_all(r->f, buf, size, n / size, off);
+		for (size_t at = 0; at < n; at += size)
 			if (is_node(r, (void *)(buf + at), (off + at) >> r->shift))
 				note_node(r, (void *)(buf + at));
 		off += n;
@@ -404,9 +403,9 @@ static int first_node(struct rescue *r, uint64_t *at)
 	r->shift = BLOCK_SHIFT_MAX;
 	while (ret == -ENOENT && next_data(r, &off, &end)) {
 		size_t n = end - off < PIECE ? (size_t)(end - off) : PIECE;
-		bool good = !image_pread(r->f->im, buf, n, off);
 
-		for (size_t i = 0; ret && good && i + sizeof(struct disk_node) <= n;
+		fsck_read_all(r->f, buf, 4096, n / 4096, off);
+		for (size_t i = 0; ret && i + sizeof(struct disk_node) <= n;
 		     i += 4096) {
 			unsigned shift = node_shift(buf + i, n - i, off + i);
 

@@ -87,9 +87,10 @@ static bool read_child(struct search *s, const struct disk_ptr *p, enum table t,
 {
 	uint64_t block = get64(p->block);
 
-	return fsck_in_volume(s->f, block, 1) &&
-	       !image_pread(s->f->im, d, s->size, block << s->f->shift) &&
-	       !repair_node_verify(d, s->size, block) && get16(d->count) &&
+	if (!fsck_in_volume(s->f, block, 1))
+		return false;
+	fsck_read_all(s->f, d, s->size, 1, block << s->f->shift);
+	return !repair_node_verify(d, s->size, block) && get16(d->count) &&
 	       !memcmp(&d->self, p, sizeof(*p)) && d->level == level &&
 	       d->table == t;
 }
@@ -169,10 +170,7 @@ static int look_at_run(struct search *s, uint64_t start, uint64_t n)
 	while (!ret && n) {
 		uint64_t now = n < PIECE_BLOCKS ? n : PIECE_BLOCKS;
 
-		/* what cannot be read holds nothing for us */
-		if (image_pread(s->f->im, s->piece, now * s->size,
-				start << s->f->shift))
-			memset(s->piece, 0, now * s->size);
+		fsck_read_all(s->f, s->piece, s->size, now, start << s->f->shift);
 		for (uint64_t i = 0; !ret && i < now; i++)
 			ret = look_at(s, start + i, (void *)(s->piece + i * s->size));
 		start += now;

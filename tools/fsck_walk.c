@@ -37,6 +37,18 @@ bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len)
 	return true;
 }
 
+void fsck_read_all(struct fsck *f, void *buf, size_t size, size_t n, uint64_t off)
+{
+	uint8_t *at = buf;
+
+	if (!image_pread(f->im, buf, n * size, off))
+		return;
+	for (size_t i = 0; i < n; i++, at += size, off += size)
+		if (image_pread(f->im, at, size, off) &&
+		    image_pread(f->im, at, size, off))
+			memset(at, 0, size);
+}
+
 /* ---- owners ------------------------------------------------------------------- */
 
 /* The reference count that holds block `blk`, or the first behind it. */
