@@ -700,6 +700,18 @@ static int open_repaired(struct fsck *f, const struct lost_node *lost, size_t lo
 	return ret;
 }
 
+/* The root of the files, and nothing of what it led to. */
+static bool all_lost(const struct fsck *f, const struct lost_node *lost, size_t losts)
+{
+	const struct disk_ptr *root = &f->super.root[TABLE_FILES].ptr;
+
+	for (size_t i = 0; i < losts; i++)
+		if (lost[i].table == TABLE_FILES && lost[i].level &&
+		    lost[i].block == get64(root->block))
+			return true;
+	return false;
+}
+
 int repair_all(struct fsck *f)
 {
 	int ret = repair_super(f), closed;
@@ -711,11 +723,15 @@ int repair_all(struct fsck *f)
 		return ret;
 	lost = lost_nodes(f, &losts);
 	ret = lost ? salvage(f, lost, &losts) : -ENOMEM;
-	if (!ret && !f->seen_anew)
-		ret = open_repaired(f, lost, losts);
-	free(lost);
-	if (f->seen_anew)
+	if (f->seen_anew) {
 		printf("%s: of what lost nodes held some is found\n", f->path);
+	} else if (!ret && all_lost(f, lost, losts)) {
+		free(lost);
+		return rescue(f, P_NODE_BAD, &f->super);
+	} else if (!ret) {
+		ret = open_repaired(f, lost, losts);
+	}
+	free(lost);
 	if (ret || f->seen_anew)
 		return ret;
 	wait = entries_come_back(&f->repairs);

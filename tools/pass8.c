@@ -47,10 +47,12 @@ static int bitmaps_anew(struct fsck *f, enum problem_id id, bool yes)
 static int check_raw(struct fsck *f, uint64_t index, const struct disk_space *d)
 {
 	uint64_t block = get64(d->block), units = units_of(f, index), used;
-	int ret = image_pread(f->im, raw, (size_t)1 << f->shift,
-			      block << f->shift);
+	size_t size = (size_t)1 << f->shift;
+	int ret = image_pread(f->im, raw, size, block << f->shift);
 
-	if (ret || checksum(raw, (size_t)1 << f->shift) != get64(d->csum)) {
+	if (ret)	/* not all of them for one failure */
+		ret = image_pread(f->im, raw, size, block << f->shift);
+	if (ret || checksum(raw, size) != get64(d->csum)) {
 		enum problem_id id = ret ? P_SPACE_READ : P_SPACE_CSUM;
 
 		f->bitmaps_lost = true;
