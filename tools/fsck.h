@@ -383,6 +383,9 @@ struct cur;
 int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 	     size_t vlen);
 int map_end(struct fsck *f, struct cur *c);
+/* Of an inode whose item is lost: may it have gone on behind its last run? Then
+ * one block more is noted as lost, so that who reads it all meets an error. */
+bool map_end_lost(struct fsck *f, struct cur *c);
 /* Runs that are to be marked as lost; of an inode whose item is lost as well. */
 int map_lost(struct fsck *f, struct cur *c);
 int dirent_item(struct fsck *f, struct cur *c, const char *name, size_t len,

@@ -330,6 +330,13 @@ static int foreign_items(struct fsck *f)
 	return ret;
 }
 
+/* Only a last piece that is not full shows that no more has followed. */
+static bool target_cut(uint8_t type)
+{
+	return type == DT_LNK &&
+	       (cur.target_gap || cur.target_bytes % PIECE_BYTES == 0);
+}
+
 /*
  * The items of an inode are there, its own is not. If it can have been a file,
  * make one of what is left, so that nothing else is lost: its links, counts
@@ -361,10 +368,12 @@ static int inode_lost(struct fsck *f)
 		what = "its target";
 		r.b = cur.target_bytes;
 	}
+	if (type == DT_REG && map_end_lost(f, &cur))
+		r.b += 1ull << f->shift;
 	r.a = (uint64_t)type << 12 | (type == DT_DIR ? 0700 : 0600);
 	if (!PROBLEM(P_INODE_MISSING, .ino = cur.ino, .what = what))
 		return 0;
-	if (cur.ino < FIRST_INO || !mode_known((uint32_t)r.a) ||
+	if (cur.ino < FIRST_INO || !mode_known((uint32_t)r.a) || target_cut(type) ||
 	    (cur.ino >= get64(f->super.next_ino) && !f->changes)) {
 		f->drop_lost = true;
 		return 0;
@@ -407,6 +416,8 @@ static int inode_begin(struct fsck *f, uint64_t ino)
 {
 	int ret = inode_end(f);
 
+	free(cur.bad_runs.v);
+	free(cur.gap_runs.v);
 	memset(&cur, 0, sizeof(cur));
 	cur.ino = ino;
 	for (size_t i = 0; i < f->intent_count; i++)
@@ -476,7 +487,7 @@ int pass4(struct fsck *f)
 	f->next_ino_want = 0;
 	ret = fsck_walk(f, TABLE_FILES, files_item);
 	if (!ret)
-		ret = inode_end(f);
+		ret = inode_begin(f, 0);
 	if (ret || !f->next_ino_want)
 		return ret;
 	r.b = f->next_ino_want;

@@ -120,6 +120,15 @@ static int hole(struct fsck *f, struct cur *c, uint64_t from, uint64_t to)
 	return ret;
 }
 
+bool map_end_lost(struct fsck *f, struct cur *c)
+{
+	size_t before = c->gap_runs.count;
+
+	return c->map_end < UINT64_MAX >> f->shift >> 1 &&
+	       !hole(f, c, c->map_end, c->map_end + 1) &&
+	       c->gap_runs.count > before;
+}
+
 static int mark_lost(struct fsck *f, struct cur *c, enum problem_id id,
 		     const struct extent *e)
 {
@@ -174,9 +183,6 @@ int map_lost(struct fsck *f, struct cur *c)
 	}
 	if (!ret && marked && c->seen)
 		ret = mark_inode(f, c);
-	free(c->bad_runs.v);
-	free(c->gap_runs.v);
-	c->bad_runs = c->gap_runs = (struct runs){0};
 	return ret;
 }
 
