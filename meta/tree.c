@@ -1605,6 +1605,7 @@ static void replace_locked(struct volume *v, struct tree *tr, struct path *p,
 	struct disk_ptr ptr = first->ptr;
 	struct node *n = NULL;
 
+	assert(first->level < level);
 	for (unsigned l = first->level + 1; l <= level; l++) {
 		n = node_new(v, tr, l);
 		node_insert(v, n, 0, "", 0, &ptr, sizeof(ptr));
