@@ -83,13 +83,12 @@ compare() {
 	cp "$work/out" "$work/compared"
 	unread=$(sed -n 's/.* \([0-9]*\) unread.*/\1/p' "$work/out")
 	errors=$(sed -n 's/.* \([0-9]*\) errors.*/\1/p' "$work/out")
-	holes=$(sed -n 's/.* \([0-9]*\) holes.*/\1/p' "$work/out")
 	case $status in
 	0 | 124 | 137) ;;
 	3) bad dead-daemon "$1" ;;
 	*) bad wrong-data "$1" ;;
 	esac
-	: "${unread:=0}" "${errors:=0}" "${holes:=0}"
+	: "${unread:=0}" "${errors:=0}"
 }
 
 same_as() { # IMAGE WHEN: nobody has written since
@@ -195,7 +194,6 @@ one() { # SEED
 	if [ -n "$mounted" ]; then
 		compare repaired
 		after="$(sed -n '$s/.*blocks, //p' "$work/out")"
-		count[holes]=$((${count[holes]:-0} + (holes > 0)))
 		off
 		[ "$again" != 0 ] || [ "$errors" = 0 ] || bad fsck-n "repaired, it finds nothing, but there are $errors errors"
 	else
@@ -261,7 +259,7 @@ done
 for ((n_seed = 0; n_seed < images; n_seed++)); do
 	one $((seed + n_seed))
 done
-echo "${count[images]} images; after fsck -y ${count[left]:-0} are not whole, ${count[holes]:-0} have holes"
+echo "${count[images]} images; after fsck -y ${count[left]:-0} are not whole"
 total=0
 for k in $kinds; do
 	echo "$k: ${count[$k]:-0}"

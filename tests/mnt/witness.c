@@ -12,8 +12,8 @@
  * error that says damage. exact: nothing is missing or new without such an error
  * where it is listed and where it is looked up. changed: the same, but for what
  * change does. repaired: names may be missing or in lost+found, counts of links
- * differ; an inode may be "rebuilt" with other attributes and another end, blocks may
- * be "holes" that read as zeroes, which are counted; but no other byte differs.
+ * differ; an inode may be "rebuilt" with other attributes and another end, which is
+ * counted; but no byte differs.
  * Goes on after whatever it finds. Exits with 0, 1 for a difference, 3 when the
  * file system has gone away. Its last line counts: reads of data that failed
  * ("unread") and other calls that did ("errors") apart.
@@ -333,7 +333,7 @@ static void load(const char *file)
 
 static enum { EXACT, CHANGED, REPAIRED } mode;
 static const char *top;
-static unsigned long wrong, unread, errors, missing, holes, rebuilt, objects, blocks;
+static unsigned long wrong, unread, errors, missing, rebuilt, objects, blocks;
 
 #define WRONG(...) (wrong++ < 10 ? (void)printf("WRONG: " __VA_ARGS__) : (void)0)
 
@@ -407,11 +407,8 @@ static void compare_block(const struct record *r, const char *full, const uint8_
 	if (mode == REPAIRED && n > want && all(buf + want, n - want, 0) &&
 	    hash(buf, want) == r->hashes[blk])
 		return;			/* its inode was rebuilt */
-	if (mode == REPAIRED && all(buf, n, 0))
-		holes++;
-	else
-		WRONG("%s: block %u of %u: %zu bytes, not those that were written%s\n", full,
-		      blk, r->h.blocks, n, all(buf, n, 0) ? ": zeroes" : "");
+	WRONG("%s: block %u of %u: %zu bytes, not those that were written%s\n", full, blk,
+	      r->h.blocks, n, all(buf, n, 0) ? ": zeroes" : "");
 }
 
 static void compare_data(const struct record *r, const char *full)
@@ -571,7 +568,7 @@ static void visit_new(const char *full, const char *noted, const struct stat *st
 	n = fd < 0 ? -1 : read(fd, buf, sizeof(buf));
 	if (n < 0)
 		failed("read", full);
-	else if (!all(buf, (size_t)n, NEW_BYTE) && !(mode == REPAIRED && ++holes))
+	else if (!all(buf, (size_t)n, NEW_BYTE))
 		WRONG("%s: not what was written\n", full);
 	if (fd >= 0)
 		close(fd);
@@ -648,8 +645,8 @@ static int compare(int argc, char **argv)
 	if (mode == REPAIRED)
 		for (uint32_t i = 0; i < recs_n; i++)
 			missing += !recs[i].seen;
-	printf("%s: %lu objects, %lu blocks, %lu unread, %lu errors, %lu missing, %lu holes, "
-	       "%lu rebuilt, %lu wrong\n", argv[2], objects, blocks, unread, errors, missing, holes,
+	printf("%s: %lu objects, %lu blocks, %lu unread, %lu errors, %lu missing, "
+	       "%lu rebuilt, %lu wrong\n", argv[2], objects, blocks, unread, errors, missing,
 	       rebuilt, wrong);
 	return wrong ? 1 : 0;
 }
