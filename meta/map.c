@@ -53,7 +53,7 @@ static int item_decode(struct map_item *m, const uint8_t *key, size_t klen,
 	m->len = get32(d.len);
 	m->flags = get32(d.flags);
 	if (m->len == 0 || m->blk + m->len < m->blk ||
-	    m->flags > MAP_LOST || m->flags == (MAP_LOST | MAP_UNWRITTEN) ||
+	    m->flags > MAP_LOST ||
 	    vlen != sizeof(d) + sums_bytes(m) || (!m->flags && m->len > MAP_MAX))
 		return -EFSCORRUPTED;
 	memcpy(m->csum, val + sizeof(d), vlen - sizeof(d));
