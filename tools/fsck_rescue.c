@@ -208,6 +208,8 @@ static bool next_data(const struct rescue *r, uint64_t *off, uint64_t *end)
 	off_t data, hole;
 
 	*end = r->blocks << r->shift;
+	if (*end > r->f->im->bytes)	/* it was cut short */
+		*end = r->f->im->bytes >> r->shift << r->shift;
 	if (*off >= *end)
 		return false;
 	if (fd < 0 || r->f->file->blockdev)
