@@ -98,7 +98,16 @@ uint64_t blocks_next(const struct blocks *b, uint64_t page);
 /* The page's bits, or NULL when it is empty. */
 const uint8_t *blocks_page(const struct blocks *b, uint64_t page);
 
-/* ---- a list of extents --------------------------------------------------------- */
+/* ---- lists --------------------------------------------------------------------- */
+
+/*
+ * The array `v` with room for one more element of `size` bytes; *room, in
+ * elements, doubles when it is full. NULL when memory is short: then `v` is as
+ * it was.
+ */
+void *grow(void *v, size_t size, size_t count, size_t *room);
+
+/* Extents. */
 
 struct runs {
 	struct extent *v;
@@ -109,6 +118,15 @@ int runs_add(struct runs *r, uint64_t start, uint64_t len);
 void runs_sort(struct runs *r);
 /* Sorted, without overlaps: does one meet [start, start + len)? */
 bool runs_meet(const struct runs *r, uint64_t start, uint64_t len);
+
+/* Items of the journal, one behind the other, as volume_repair takes them. */
+struct items {
+	uint8_t *v;
+	size_t bytes, room;
+	unsigned count;
+};
+int items_add(struct items *l, enum journal_item type, enum table table,
+	      const void *key, size_t klen, const void *val, size_t vlen);
 
 /* ---- what is shared ------------------------------------------------------------- */
 
@@ -250,7 +268,8 @@ struct fsck {
 	struct lost_node *gone;		/* nodes that replay must do without */
 	size_t gone_count;
 	struct gap *gaps;		/* of all rounds */
-	size_t gap_count;
+	size_t gap_count, gap_room;
+	size_t gaps_open;
 	struct lost_node *saved;	/* lost nodes of which something is found: the
 					   volume is seen with it, until it is put back */
 	size_t saved_count;

@@ -33,18 +33,12 @@ struct look {
 static int ents_add(struct ents *s, uint64_t ino, uint64_t index, uint8_t type,
 		    const void *name, size_t len)
 {
-	struct ent *e;
+	struct ent *e = grow(s->v, sizeof(*e), s->count, &s->room);
 
-	if (s->count == s->room) {
-		size_t room = s->room ? s->room * 2 : 64;
-
-		e = realloc(s->v, room * sizeof(*e));
-		if (!e)
-			return -ENOMEM;
-		s->v = e;
-		s->room = room;
-	}
-	e = &s->v[s->count++];
+	if (!e)
+		return -ENOMEM;
+	s->v = e;
+	e += s->count++;
 	e->ino = ino;
 	e->index = index;
 	e->type = type;

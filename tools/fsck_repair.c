@@ -496,39 +496,6 @@ static bool bitmaps_anew(const struct fsck *f)
 
 /* ---- items, as they shall be once the volume is open ------------------------------------------- */
 
-struct items {
-	uint8_t *v;
-	size_t bytes, room;
-	unsigned count;
-};
-
-static int items_add(struct items *l, enum journal_item type, uint64_t table,
-		     const void *key, size_t klen, const void *val, size_t vlen)
-{
-	struct disk_jitem h = {.type = (uint8_t)type,
-			       .table = (uint8_t)table,
-			       .klen = put16((uint16_t)klen),
-			       .vlen = put16((uint16_t)vlen)};
-	size_t len = sizeof(h) + klen + vlen;
-
-	if (l->bytes + len > l->room) {
-		size_t room = 2 * l->room + len + 4096;
-		void *p = realloc(l->v, room);
-
-		if (!p)
-			return -ENOMEM;
-		l->v = p;
-		l->room = room;
-	}
-	memcpy(l->v + l->bytes, &h, sizeof(h));
-	memcpy(l->v + l->bytes + sizeof(h), key, klen);
-	if (vlen)
-		memcpy(l->v + l->bytes + sizeof(h) + klen, val, vlen);
-	l->bytes += len;
-	l->count++;
-	return 0;
-}
-
 /* File blocks a .. b - 1 are lost. */
 static int items_add_lost(struct fsck *f, struct items *l, const struct repair *r)
 {
@@ -557,11 +524,11 @@ static int item_changes(struct fsck *f, struct items *l)
 		const struct repair *r = &f->repairs.v[i];
 
 		if (r->kind == REPAIR_ITEM_REMOVE)
-			ret = items_add(l, JITEM_DEL, r->a, r->name, r->name_len,
-					NULL, 0);
+			ret = items_add(l, JITEM_DEL, (enum table)r->a, r->name,
+					r->name_len, NULL, 0);
 		else if (r->kind == REPAIR_ITEM_PUT)
-			ret = items_add(l, JITEM_PUT, r->a, r->name, r->b,
-					r->name + r->b, r->name_len - r->b);
+			ret = items_add(l, JITEM_PUT, (enum table)r->a, r->name,
+					r->b, r->name + r->b, r->name_len - r->b);
 		else if (r->kind == REPAIR_LOST_RUN)
 			ret = items_add_lost(f, l, r);
 	}

@@ -84,19 +84,16 @@ static int ring_survey(struct rescue *r)
 
 	for (uint64_t u = 0; !ret && u < ring.units; u++) {
 		const struct disk_group *g = ring_group(&ring, u, NULL, &why);
-		struct group_at *p = r->groups;
+		struct group_at *p;
 
 		if (!g)
 			continue;
-		if (r->count == room) {
-			room = room ? room * 2 : 256;
-			p = realloc(p, room * sizeof(*p));
-			if (!p) {
-				ret = -ENOMEM;
-				break;
-			}
-			r->groups = p;
+		p = grow(r->groups, sizeof(*p), r->count, &room);
+		if (!p) {
+			ret = -ENOMEM;
+			break;
 		}
+		r->groups = p;
 		p[r->count++] = (struct group_at){
 			u, group_units(g), get64(g->salt), get64(g->seq),
 			get64(g->prev), get64(g->csum), get64(g->durable_seq),

@@ -37,10 +37,9 @@ struct search {
 	struct disk_ptr *led;		/* where they lead to */
 	size_t leds, led_room;
 	size_t *child_room;		/* of each lost node */
-	/* of the older tree */
-	struct lost_node *of;		/* whose items are collected */
+	/* while the items of one are collected */
 	const struct gap *gap;
-	size_t bytes, room;		/* of its items */
+	struct items found;
 };
 
 static int key_cmp(const void *a, size_t alen, const void *b, size_t blen)
@@ -124,42 +123,30 @@ static bool lowest_key(struct search *s, const struct disk_node *d,
 	return found;
 }
 
-static int grow(void *array, size_t count, size_t *room, size_t size)
-{
-	size_t want = *room ? *room * 2 : 64;
-	void *p;
-
-	if (count < *room)
-		return 0;
-	p = realloc(*(void **)array, want * size);
-	if (!p)
-		return -ENOMEM;
-	*(void **)array = p;
-	*room = want;
-	return 0;
-}
-
 /* A block that is in use and has no owner: a node that lost its way? */
 static int look_at(struct search *s, uint64_t block, const struct disk_node *d)
 {
 	struct stray n = {.table = d->table,
-			  .c = {.ptr = d->self, .level = d->level}};
-	int ret = 0;
+			  .c = {.ptr = d->self, .level = d->level}}, *v;
 
 	if (get32(d->magic) != NODE_MAGIC || !get16(d->count) ||
 	    get64(d->self.birth) > get64(s->f->super.gen) ||
 	    repair_node_verify(d, s->size, block) || !lowest_key(s, d, &n.c))
 		return 0;
-	for (unsigned i = 0; !ret && d->level && i < get16(d->count); i++) {
-		ret = grow(&s->led, s->leds, &s->led_room, sizeof(*s->led));
-		if (!ret)
-			s->led[s->leds++] = child_at(d, i);
+	for (unsigned i = 0; d->level && i < get16(d->count); i++) {
+		struct disk_ptr *p = grow(s->led, sizeof(*p), s->leds, &s->led_room);
+
+		if (!p)
+			return -ENOMEM;
+		s->led = p;
+		p[s->leds++] = child_at(d, i);
 	}
-	if (!ret)
-		ret = grow(&s->stray, s->strays, &s->stray_room, sizeof(*s->stray));
-	if (!ret)
-		s->stray[s->strays++] = n;
-	return ret;
+	v = grow(s->stray, sizeof(*v), s->strays, &s->stray_room);
+	if (!v)
+		return -ENOMEM;
+	s->stray = v;
+	v[s->strays++] = n;
+	return 0;
 }
 
 /* Blocks start .. start + n. */
@@ -218,11 +205,9 @@ static int child_cmp(const void *a, const void *b)
 /* Give those that no other one leads to to the lost nodes that may have. */
 static int share_out(struct search *s)
 {
-	int ret = 0;
-
 	if (s->leds)
 		qsort(s->led, s->leds, sizeof(*s->led), ptr_cmp);
-	for (size_t i = 0; !ret && i < s->strays; i++) {
+	for (size_t i = 0; i < s->strays; i++) {
 		const struct stray *n = &s->stray[i];
 
 		if (s->leds && bsearch(&n->c.ptr, s->led, s->leds, sizeof(*s->led),
@@ -231,15 +216,18 @@ static int share_out(struct search *s)
 		for (size_t j = 0; j < s->losts; j++) {
 			struct lost_node *l = &s->lost[j];
 			const struct gap *g = gap_find(s->f, l);
+			struct lost_child *c;
 
 			if (!g || l->table != n->table || l->level <= n->c.level ||
 			    before(g, n->c.key, n->c.klen) ||
 			    behind(g, n->c.key, n->c.klen))
 				continue;
-			ret = grow(&l->child, l->children, &s->child_room[j],
-				   sizeof(*l->child));
-			if (!ret)
-				((struct lost_child *)l->child)[l->children++] = n->c;
+			c = grow((void *)l->child, sizeof(*c), l->children,
+				 &s->child_room[j]);
+			if (!c)
+				return -ENOMEM;
+			l->child = c;
+			c[l->children++] = n->c;
 			break;
 		}
 	}
@@ -247,7 +235,7 @@ static int share_out(struct search *s)
 		if (s->lost[j].children)
 			qsort((void *)s->lost[j].child, s->lost[j].children,
 			      sizeof(struct lost_child), child_cmp);
-	return ret;
+	return 0;
 }
 
 static int find_children(struct search *s)
@@ -276,38 +264,30 @@ static int find_children(struct search *s)
 #define PASSED 1
 #define LOST_AS_WELL 2
 
-/* Add an item to those of a lost node, if it is one that this may have held. */
+/* Take an item, if it is one that the lost node may have held. */
 static int collect(void *ctx, enum table t, const uint8_t *key, size_t klen,
 		   const uint8_t *val, size_t vlen)
 {
 	struct search *s = ctx;
-	size_t len = sizeof(struct disk_jitem) + klen + vlen;
-	struct disk_jitem h = {.type = JITEM_PUT,
-			       .table = (uint8_t)t,
-			       .klen = put16((uint16_t)klen),
-			       .vlen = put16((uint16_t)vlen)};
-	uint8_t *at;
 
 	if (before(s->gap, key, klen))
 		return 0;
 	if (behind(s->gap, key, klen))
 		return PASSED;
-	if (s->bytes + len > s->room) {
-		size_t room = (s->room ? s->room * 2 : 64 * 1024) + len;
-		void *p = realloc((void *)s->of->items, room);
+	return items_add(&s->found, JITEM_PUT, t, key, klen, val, vlen);
+}
 
-		if (!p)
-			return -ENOMEM;
-		s->of->items = p;
-		s->room = room;
+/* What was found is the node's; or nobody's, where that is not all of it. */
+static int found_of(struct search *s, struct lost_node *n, int ret)
+{
+	if (ret && ret != PASSED) {
+		free(s->found.v);
+	} else {
+		n->items = s->found.v;
+		n->item_count = s->found.count;
 	}
-	at = (uint8_t *)s->of->items + s->bytes;
-	memcpy(at, &h, sizeof(h));
-	memcpy(at + sizeof(h), key, klen);
-	memcpy(at + sizeof(h) + klen, val, vlen);
-	s->bytes += len;
-	s->of->item_count++;
-	return 0;
+	s->found = (struct items){0};
+	return ret < 0 ? ret : 0;
 }
 
 static int older_bad(void *ctx, enum table t, unsigned level, uint64_t block,
@@ -326,9 +306,7 @@ static int own_items(struct search *s, struct lost_node *n)
 
 	if (!ret)
 		ret = repair_node_verify(d, s->size, n->block);
-	s->of = n;
 	s->gap = &all;
-	s->bytes = s->room = 0;
 	for (unsigned i = 0; !ret && i < get16(d->count); i++) {
 		struct disk_item it;
 		const uint8_t *key = item_at(d, i, &it);
@@ -336,7 +314,7 @@ static int own_items(struct search *s, struct lost_node *n)
 		ret = collect(s, n->table, key, get16(it.klen),
 			      key + get16(it.klen), get16(it.vlen));
 	}
-	return ret;
+	return found_of(s, n, ret);
 }
 
 /* What the older tree, and the journal since, have in place of a lost node. */
@@ -344,22 +322,13 @@ static int older_items(struct search *s, struct volume *v, struct lost_node *n)
 {
 	const struct gap *g = gap_find(s->f, n);
 	struct walk w = {.ctx = s, .item = collect, .bad = older_bad};
-	int ret;
 
 	if (!g || n->children || n->items)
 		return 0;
-	s->of = n;
 	s->gap = g;
-	s->bytes = s->room = 0;
 	w.from = g->lo;
 	w.from_len = g->lo_len;
-	ret = volume_walk(v, n->table, &w);
-	if (ret && ret != PASSED) {
-		free((void *)n->items);
-		n->items = NULL;
-		n->item_count = 0;
-	}
-	return ret < 0 ? ret : 0;
+	return found_of(s, n, volume_walk(v, n->table, &w));
 }
 
 static void quiet(void *ctx, const char *text)

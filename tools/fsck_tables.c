@@ -5,8 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* `v` with room for one more, or NULL; *room doubles. */
-static void *grow(void *v, size_t size, size_t count, size_t *room)
+void *grow(void *v, size_t size, size_t count, size_t *room)
 {
 	size_t want = *room ? *room * 2 : 64;
 	void *p;
@@ -256,6 +255,35 @@ bool runs_meet(const struct runs *r, uint64_t start, uint64_t len)
 			hi = mid;
 	}
 	return lo < r->count && r->v[lo].start < start + len;
+}
+
+/* ---- items ------------------------------------------------------------------------ */
+
+int items_add(struct items *l, enum journal_item type, enum table table,
+	      const void *key, size_t klen, const void *val, size_t vlen)
+{
+	struct disk_jitem h = {.type = (uint8_t)type,
+			       .table = (uint8_t)table,
+			       .klen = put16((uint16_t)klen),
+			       .vlen = put16((uint16_t)vlen)};
+	size_t len = sizeof(h) + klen + vlen;
+
+	if (l->bytes + len > l->room) {
+		size_t room = 2 * l->room + len + 4096;
+		void *p = realloc(l->v, room);
+
+		if (!p)
+			return -ENOMEM;
+		l->v = p;
+		l->room = room;
+	}
+	memcpy(l->v + l->bytes, &h, sizeof(h));
+	memcpy(l->v + l->bytes + sizeof(h), key, klen);
+	if (vlen)
+		memcpy(l->v + l->bytes + sizeof(h) + klen, val, vlen);
+	l->bytes += len;
+	l->count++;
+	return 0;
 }
 
 /* ---- repairs ---------------------------------------------------------------------- */

@@ -190,12 +190,14 @@ static int gap_begin(struct fsck *f, const struct walker *w,
 	struct gap *g = gap_find(f, n);
 
 	if (!g) {
-		g = realloc(f->gaps, (f->gap_count + 1) * sizeof(*g));
+		g = grow(f->gaps, sizeof(*g), f->gap_count, &f->gap_room);
 		if (!g)
 			return -ENOMEM;
 		f->gaps = g;
 		g += f->gap_count++;
+		g->open = false;
 	}
+	f->gaps_open += !g->open;
 	*g = (struct gap){.table = n->table,
 			  .level = n->level,
 			  .block = n->block,
@@ -208,12 +210,13 @@ static int gap_begin(struct fsck *f, const struct walker *w,
 /* The next item of the table; "" at its end. */
 static void gaps_end(struct fsck *f, const uint8_t *key, size_t klen)
 {
-	for (size_t i = 0; i < f->gap_count; i++) {
+	for (size_t i = 0; f->gaps_open && i < f->gap_count; i++) {
 		struct gap *g = &f->gaps[i];
 
 		if (!g->open)
 			continue;
 		g->open = false;
+		f->gaps_open--;
 		g->hi_len = klen <= KEY_MAX ? klen : 0;
 		memcpy(g->hi, key, g->hi_len);
 	}

@@ -15,6 +15,7 @@ static int load_ref(struct fsck *f, uint64_t start, const uint8_t *val, size_t v
 	const struct ref_run *last =
 		f->ref_count ? &f->refs[f->ref_count - 1] : NULL;
 	const char *why = NULL;
+	struct ref_run *p;
 
 	if (vlen != sizeof(d)) {
 		return ITEM_AWAY(f, P_VALUE_FORM, .name = table_name(TABLE_REFS),
@@ -35,17 +36,11 @@ static int load_ref(struct fsck *f, uint64_t start, const uint8_t *val, size_t v
 	if (!fsck_in_volume(f, start, get64(d.len)) ||
 	    (last && last->start + last->len > start))
 		return 0;
-	if (f->ref_count == f->ref_room) {
-		size_t room = f->ref_room ? f->ref_room * 2 : 64;
-		struct ref_run *p = realloc(f->refs, room * sizeof(*p));
-
-		if (!p)
-			return -ENOMEM;
-		f->refs = p;
-		f->ref_room = room;
-	}
-	f->refs[f->ref_count++] =
-		(struct ref_run){start, get64(d.len), get32(d.count)};
+	p = grow(f->refs, sizeof(*p), f->ref_count, &f->ref_room);
+	if (!p)
+		return -ENOMEM;
+	f->refs = p;
+	p[f->ref_count++] = (struct ref_run){start, get64(d.len), get32(d.count)};
 	return 0;
 }
 
@@ -67,6 +62,7 @@ static int load_intent(struct fsck *f, uint64_t ino, const uint8_t *val,
 		       size_t vlen)
 {
 	struct disk_intent d;
+	struct intent_run *p;
 	struct ino_rec *r;
 
 	if (vlen != sizeof(d)) {
@@ -82,17 +78,11 @@ static int load_intent(struct fsck *f, uint64_t ino, const uint8_t *val,
 	if (!r)
 		return -ENOMEM;
 	r->flags |= INO_INTENT;
-	if (f->intent_count == f->intent_room) {
-		size_t room = f->intent_room ? f->intent_room * 2 : 16;
-		struct intent_run *p = realloc(f->intents, room * sizeof(*p));
-
-		if (!p)
-			return -ENOMEM;
-		f->intents = p;
-		f->intent_room = room;
-	}
-	f->intents[f->intent_count++] =
-		(struct intent_run){ino, get64(d.from), get64(d.to)};
+	p = grow(f->intents, sizeof(*p), f->intent_count, &f->intent_room);
+	if (!p)
+		return -ENOMEM;
+	f->intents = p;
+	p[f->intent_count++] = (struct intent_run){ino, get64(d.from), get64(d.to)};
 	return 0;
 }
 

@@ -62,22 +62,17 @@ static size_t stretches, stretch_room, ref_next;
 
 static int stretch_note(uint64_t start, uint64_t len, uint64_t count)
 {
-	struct ref_run *last = stretches ? &stretch[stretches - 1] : NULL;
+	struct ref_run *last = stretches ? &stretch[stretches - 1] : NULL, *p;
 
 	if (last && last->start + last->len == start && last->count == count) {
 		last->len += len;
 		return 0;
 	}
-	if (stretches == stretch_room) {
-		size_t room = stretch_room ? stretch_room * 2 : 64;
-		struct ref_run *p = realloc(stretch, room * sizeof(*p));
-
-		if (!p)
-			return -ENOMEM;
-		stretch = p;
-		stretch_room = room;
-	}
-	stretch[stretches++] = (struct ref_run){start, len, (uint32_t)count};
+	p = grow(stretch, sizeof(*p), stretches, &stretch_room);
+	if (!p)
+		return -ENOMEM;
+	stretch = p;
+	p[stretches++] = (struct ref_run){start, len, (uint32_t)count};
 	return 0;
 }
 
