@@ -32,7 +32,7 @@
  * found first; then the chain is followed from the tail. Beyond durable_seq
  * the data of each group is read and checked too, and the first that does not
  * match ends the volume's history there; where it cannot be read, or memory is
- * short, the volume does not open. Applying is item_apply_locked() for each item.
+ * short, the volume does not open. Applying is items_apply_locked(), item by item.
  *
  * Space in the ring is promised before a transaction's first lock and returned
  * when it is known what was used. A part stays aside for checkpoints, which
@@ -691,7 +691,7 @@ static int group_note(struct scan *s, const struct group *g)
 
 	for (unsigned i = 0; i < g->items && r == 0; i++, ji = item_next(ji)) {
 		if (ji->type == JITEM_TAKE || ji->type == JITEM_FREE)
-			r = item_apply_locked(v, ji);
+			r = items_apply_locked(v, ji, 1);
 		else if (ji->type != JITEM_DATA && ji->table == TABLE_FILES &&
 			 get16(ji->klen) >= 8 &&
 			 be64_get(ji->bytes) > s->max_ino)
@@ -806,7 +806,7 @@ int items_apply(struct volume *v, const void *items, unsigned count)
 		r = commit_lock_prepared(v, ji, 1, SPEND_CHECKPOINT);
 		if (r)
 			break;
-		item_apply_locked(v, ji);
+		items_apply_locked(v, ji, 1);
 		rwlock_unlock(&v->commit);
 	}
 	return r;

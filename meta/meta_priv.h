@@ -71,6 +71,7 @@ struct tree {
 	uint64_t gen;			/* nodes of it, dirty, change in place */
 	struct deltas *frees;		/* nodes of older generations, replaced */
 	struct node_list dirty;
+	bool unsettled;			/* a change in progress left a leaf with little */
 };
 
 /* A block run taken (free false) or freed by a committed transaction. */
@@ -353,18 +354,18 @@ void block_push_locked(struct volume *v, uint64_t block);
 bool tree_put_locked(struct volume *v, enum table t, const void *key, size_t klen,
 		     const void *val, size_t vlen);
 bool tree_del_locked(struct volume *v, enum table t, const void *key, size_t klen);
+/* For a key that was deleted, when all items of the change are in: what is
+ * empty goes, what holds little may join a neighbour. */
+void tree_settle_locked(struct volume *v, enum table t, const void *key, size_t klen);
 /* Nodes that so many changes can make at most. */
 uint64_t tree_bound_locked(struct volume *v, enum table t, unsigned puts,
 			   unsigned dels);
 int tree_spares_locked(struct volume *v, size_t want);
 /*
- * Give up a node that cannot be read, with all below it but the children that
- * are given, so that the tree is whole again. Not journaled: for opening, before
- * the first checkpoint.
+ * Make a tree whole again as opt.repair says, but for the items. Not journaled:
+ * for opening, before the first checkpoint.
  */
-struct lost_child;
-int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block,
-		const struct lost_child *child, size_t children);
+int tree_mend(struct volume *v, enum table t);
 /*
  * Drop clean nodes not used lately until the cache is within its bound: when
  * one is read, and when one is made or written. Not while a path is held.
@@ -394,8 +395,11 @@ int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 int txn_free(struct txn *t, uint64_t start, uint64_t len);
 /* One reference more (+1) or less (-1) on blocks that may be shared. */
 int txn_ref(struct txn *t, uint64_t start, uint64_t len, int by);
-/* Apply one journal item to trees and deltas: all there is to replay. */
-int item_apply_locked(struct volume *v, const struct disk_jitem *ji);
+/*
+ * Apply items of the journal, one behind the other and all prepared for, to
+ * trees and deltas: all there is to replay.
+ */
+int items_apply_locked(struct volume *v, const struct disk_jitem *ji, unsigned items);
 const struct disk_jitem *item_next(const struct disk_jitem *ji);
 /*
  * Take the commit lock for writing, with all in memory and in the pool that

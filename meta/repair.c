@@ -54,10 +54,8 @@ int repair_nodes(struct volume *v)
 	const struct volume_repair *rep = v->opt.repair;
 	int r = 0;
 
-	for (size_t i = 0; rep && i < rep->losts && r == 0; i++)
-		r = tree_forget(v, rep->lost[i].table, rep->lost[i].level,
-				rep->lost[i].block, rep->lost[i].child,
-				rep->lost[i].children);
+	for (unsigned t = 0; rep && t < TABLES && r == 0; t++)
+		r = tree_mend(v, t);
 	for (size_t i = 0; rep && i < rep->losts && r == 0; i++)
 		r = items_apply(v, rep->lost[i].items, rep->lost[i].item_count);
 	return r;

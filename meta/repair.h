@@ -31,22 +31,28 @@ struct volume_repair {
 	/* All bitmaps anew: what is claimed is in use, and nothing else. */
 	bool bitmaps_anew;
 	/*
-	 * Nodes that cannot be read: given up, with all below them but the
-	 * nodes that were found, the highest level first, then by key; before
-	 * replay. What is known otherwise of what was below is put there:
-	 * JITEM_PUTs, one behind the other.
+	 * Before replay: nodes of which the parents are lost go back into their
+	 * trees. Where the way there leads to a lost node, new ones are made in
+	 * its place.
+	 */
+	const struct found_node {
+		enum table table;
+		unsigned level;
+		struct disk_ptr ptr;
+		uint16_t klen;
+		uint8_t key[KEY_MAX];	/* its lowest */
+	} *found;
+	size_t founds;
+	/*
+	 * Then the lost nodes that are still there are given up, with all below
+	 * them. What is known of that otherwise is put: JITEM_PUTs, one behind
+	 * the other.
 	 */
 	const struct lost_node {
 		enum table table;
 		unsigned level;
 		uint64_t block;
-		const struct lost_child {
-			struct disk_ptr ptr;
-			unsigned level;
-			uint8_t key[KEY_MAX];	/* its lowest */
-			uint16_t klen;
-		} *child;
-		size_t children;
+		bool keep;		/* not given up: there may be more to find */
 		const void *items;
 		unsigned item_count;
 	} *lost;

@@ -329,7 +329,7 @@ static int space_item(struct volume *v, uint64_t index, const struct disk_space 
 	r = commit_lock_prepared(v, &ji, 1, SPEND_CHECKPOINT);
 	if (r)
 		return r;
-	item_apply_locked(v, &ji.h);
+	items_apply_locked(v, &ji.h, 1);
 	rwlock_unlock(&v->commit);
 	return 0;
 }

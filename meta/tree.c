@@ -18,8 +18,10 @@
  *     checkpoint is writing it, and nobody changes it.
  *  3. The path from the root to a changed leaf is dirty in the tree's
  *     generation.
- *  4. All but the root have at least one item. Leaves lose the rest of their
- *     balance when neighbours are not in memory; nothing depends on it.
+ *  4. All but the root have at least one item, but while a change of several
+ *     items is in the midst: what is prepared for one of them are the leaves as
+ *     they were, so none goes before all items are in. Leaves lose the rest of
+ *     their balance when neighbours are not in memory; nothing depends on it.
  *  5. Under the commit lock nothing is read from the image. A call that lacks
  *     a node says which (-EAGAIN); the lock is dropped, the node loaded, the
  *     call made again.
@@ -1007,6 +1009,11 @@ static void merge(struct volume *v, struct tree *tr, struct node *parent,
 	node_drop(v, tr, right);
 }
 
+static bool is_small(const struct volume *v, const struct node *n)
+{
+	return node_used(v, n) < (v->block_bytes - sizeof(struct disk_node)) / 4;
+}
+
 /* A node that holds little joins a neighbour that has room, if in memory. */
 static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 		      unsigned level)
@@ -1016,7 +1023,7 @@ static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 	size_t cap = v->block_bytes - sizeof(struct disk_node);
 	struct ptr ptr;
 
-	if (node_used(v, n) >= cap / 4)
+	if (!is_small(v, n))
 		return false;
 	if (slot + 1 < node_count(parent)) {
 		ptr = node_child(parent, slot + 1);
@@ -1041,7 +1048,7 @@ static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 	return false;
 }
 
-/* After an item went from the node at `level`: invariant 4, and balance. */
+/* After items went from the leaf: invariant 4, and balance. */
 static void rebalance(struct volume *v, struct tree *tr, struct path *p)
 {
 	for (unsigned level = 0; level < tr->level; level++) {
@@ -1090,8 +1097,22 @@ bool tree_del_locked(struct volume *v, enum table t, const void *key, size_t kle
 	path_open_all(v, tr, &p);
 	node_remove(v, p.n[0], (unsigned)p.slot[0]);
 	tr->items--;
-	rebalance(v, tr, &p);
+	if (is_small(v, p.n[0]))
+		tr->unsettled = true;
 	return true;
+}
+
+void tree_settle_locked(struct volume *v, enum table t, const void *key, size_t klen)
+{
+	struct tree *tr = &v->trees[t];
+	struct tree_miss miss;
+	struct path p;
+	bool exact;
+
+	/* Not there, or nobody's who changed it: its leaf is gone already. */
+	if (!descend(v, tr, key, klen, &p, &exact, &miss) &&
+	    node_is_open(v, tr, p.n[0]))
+		rebalance(v, tr, &p);
 }
 
 /* ---- life ------------------------------------------------------------------------------- */
@@ -1508,64 +1529,230 @@ int volume_walk(struct volume *v, enum table t, const struct walk *w)
 	return r;
 }
 
-/* ---- giving a lost node up ------------------------------------------------------------------ */
+/* ---- what is lost, and what was found ------------------------------------------------------- */
 
-/* The lowest key that leads to the node at `block`; 1 when found. */
-static int find_node(struct volume *v, enum table t, unsigned level,
-		     const struct ptr *ptr, uint64_t block, struct key *k)
+/* Where in the tree a lost node is. */
+struct spot {
+	uint64_t block;
+	unsigned level;
+	unsigned slot[TREE_LEVELS];	/* of each node on the way, by level */
+};
+
+struct mend {
+	struct volume *v;
+	struct tree *tr;
+	const struct lost_node **lost;		/* of this tree, by block */
+	size_t losts;
+	const struct found_node **found;	/* in the order they are placed in */
+	size_t founds;
+	struct spot *spot;			/* from left to right */
+	size_t spots, spot_room;
+};
+
+static int lost_cmp(const void *a, const void *b)
 {
+	const struct lost_node *x = *(const struct lost_node *const *)a;
+	const struct lost_node *y = *(const struct lost_node *const *)b;
+
+	if (x->block != y->block)
+		return x->block < y->block ? -1 : 1;
+	return (x->level > y->level) - (x->level < y->level);
+}
+
+/* The highest first: those below have to find their parents. */
+static int found_cmp(const void *a, const void *b)
+{
+	const struct found_node *x = *(const struct found_node *const *)a;
+	const struct found_node *y = *(const struct found_node *const *)b;
+
+	if (x->level != y->level)
+		return x->level < y->level ? 1 : -1;
+	return key_cmp(x->key, x->klen, y->key, y->klen);
+}
+
+static const struct lost_node *lost_at(const struct mend *m, unsigned level,
+				       uint64_t block)
+{
+	const struct lost_node k = {.block = block, .level = level}, *key = &k;
+	const struct lost_node **l = NULL;
+
+	if (m->losts)
+		l = bsearch(&key, m->lost, m->losts, sizeof(*m->lost), lost_cmp);
+	return l ? *l : NULL;
+}
+
+/*
+ * The way down to where a found node (by its key) or a lost one belongs: a path
+ * as far as `level` + 1. A found one's ends above the first lost node.
+ */
+struct way {
+	const struct found_node *found;
+	const struct spot *spot;
+	struct path p;
+	unsigned level;
+};
+
+static int way_down(struct mend *m, struct way *w, struct tree_miss *miss)
+{
+	unsigned end = w->found ? w->found->level : w->spot->level;
+	struct ptr ptr = m->tr->root;
+	bool exact;
+
+	for (w->level = m->tr->level; w->level > end; w->level--) {
+		unsigned l = w->level;
+		int slot;
+
+		if (w->found && lost_at(m, l, ptr.block))
+			return 0;
+		w->p.n[l] = fetch(m->v, m->tr, l, &ptr, miss);
+		if (!w->p.n[l])
+			return -EAGAIN;
+		slot = w->spot ? (int)w->spot->slot[l]
+			       : node_search(w->p.n[l], w->found->key,
+					     w->found->klen, &exact);
+		if (slot >= (int)node_count(w->p.n[l]))
+			return -EFSCORRUPTED;
+		w->p.slot[l] = slot < 0 ? 0 : slot;
+		ptr = node_child(w->p.n[l], (unsigned)w->p.slot[l]);
+	}
+	return 0;
+}
+
+/* The way, with the commit lock and all that a change there can need; or neither. */
+static int way_locked(struct mend *m, struct way *w)
+{
+	unsigned blocks = 3 * TREE_LEVELS;
+	struct tree_miss miss, bad = {0};
+	struct volume *v = m->v;
+	int bad_err = 0, r = 0;
+
+	if (!v->readonly && v->pool_blks < blocks)
+		r = pool_fill(v, blocks, SPEND_CHECKPOINT);
+	while (r == 0) {
+		rwlock_write(&v->commit);
+		r = tree_spares_locked(v, blocks);
+		if (r == 0)
+			r = way_down(m, w, &miss);
+		if (r == 0)
+			return 0;
+		rwlock_unlock(&v->commit);
+		if (r == -EAGAIN)
+			r = tree_load(v, &miss, &bad, &bad_err);
+	}
+	return r;
+}
+
+static void way_open(struct mend *m, struct way *w)
+{
+	for (unsigned l = m->tr->level; l > w->level; l--)
+		path_open(m->v, m->tr, &w->p, l);
+}
+
+/* New nodes in the lost one's place, down to the one found below it. */
+static void replace_locked(struct mend *m, struct way *w)
+{
+	struct disk_ptr ptr = w->found->ptr;
+	unsigned level = w->level;
+	struct node *n = NULL;
+
+	for (unsigned l = w->found->level + 1; l <= level; l++) {
+		n = node_new(m->v, m->tr, l);
+		node_insert(m->v, n, 0, "", 0, &ptr, sizeof(ptr));
+		ptr = ptr_put(&n->self);
+	}
+	if (level == m->tr->level) {
+		m->tr->root = n->self;
+		return;
+	}
+	way_open(m, w);
+	node_set_child(w->p.n[level + 1], (unsigned)w->p.slot[level + 1], &n->self);
+}
+
+/* To where its key belongs. One with the same key may be there, and lost. */
+static void adopt_locked(struct mend *m, struct way *w)
+{
+	const struct found_node *f = w->found;
+	unsigned level = f->level, slot = (unsigned)w->p.slot[level + 1];
+	struct node *above = w->p.n[level + 1];
+	struct item it = node_item(above, slot);
+	struct ptr there = node_child(above, slot);
+	bool same = !key_cmp(it.key, it.klen, f->key, f->klen);
+
+	if (same && !lost_at(m, level, there.block))
+		return;
+	way_open(m, w);
+	if (same) {
+		struct ptr ptr = ptr_get(&f->ptr);
+
+		node_set_child(w->p.n[level + 1], slot, &ptr);
+		return;
+	}
+	insert_at(m->v, m->tr, &w->p, level + 1, slot + 1, f->key, f->klen, &f->ptr,
+		  sizeof(f->ptr));
+}
+
+static int place_found(struct mend *m, const struct found_node *f)
+{
+	struct way w = {.found = f};
+	int r;
+
+	if (!m->tr->root.block || f->level >= m->tr->level)
+		return 0;
+	r = way_locked(m, &w);
+	/* In the way is one that nobody has listed as lost: not yet. */
+	if (r)
+		return r == -EFSCORRUPTED || r == -EFSBADCRC ? 0 : r;
+	if (w.level > f->level)
+		replace_locked(m, &w);
+	else
+		adopt_locked(m, &w);
+	rwlock_unlock(&m->v->commit);
+	return 0;
+}
+
+static int spot_add(struct mend *m, const struct spot *at)
+{
+	if (m->spots == m->spot_room) {
+		size_t room = m->spot_room ? 2 * m->spot_room : 64;
+		struct spot *p = realloc(m->spot, room * sizeof(*p));
+
+		if (!p)
+			return -ENOMEM;
+		m->spot = p;
+		m->spot_room = room;
+	}
+	m->spot[m->spots++] = *at;
+	return 0;
+}
+
+/* All lost nodes that are to be given up, at and below this one. */
+static int find_spots(struct mend *m, unsigned level, const struct ptr *ptr,
+		      struct spot *at)
+{
+	const struct lost_node *lost = lost_at(m, level, ptr->block);
 	struct node copy = {0};
 	const char *why;
 	int r;
 
-	if (ptr->block == block)
-		return 1;
+	if (lost) {
+		at->block = ptr->block;
+		at->level = level;
+		return lost->keep ? 0 : spot_add(m, at);
+	}
 	if (level == 0)
 		return 0;
-	copy.d = malloc(v->block_bytes);
+	copy.d = malloc(m->v->block_bytes);
 	if (!copy.d)
 		return -ENOMEM;
-	r = node_copy(v, t, level, ptr, copy.d, &why);
-	if (r == 1)
-		r = 0;		/* lost too: not the way */
-	else if (r == 0)
-		for (unsigned i = 0; r == 0 && i < node_count(&copy); i++) {
-			struct item it = node_item(&copy, i);
-			struct ptr child = node_child(&copy, i);
-			struct key outer = *k;
+	r = node_copy(m->v, m->tr->table, level, ptr, copy.d, &why);
+	for (unsigned i = 0; r == 0 && i < node_count(&copy); i++) {
+		struct ptr child = node_child(&copy, i);
 
-			/* a first key counts as lower than any: the parent's */
-			if (i) {
-				memcpy(k->b, it.key, it.klen);
-				k->len = (uint16_t)it.klen;
-			}
-			r = find_node(v, t, level - 1, &child, block, k);
-			if (r == 0)
-				*k = outer;
-		}
-	free(copy.d);
-	return r;
-}
-
-/* The way to `key`, as far down as the node above `level`. */
-static int descend_above(struct volume *v, const struct tree *tr,
-			 const struct key *k, unsigned level, struct path *p,
-			 struct tree_miss *miss)
-{
-	struct ptr ptr = tr->root;
-
-	for (unsigned l = tr->level; l > level; l--) {
-		bool exact;
-		int slot;
-
-		p->n[l] = fetch(v, tr, l, &ptr, miss);
-		if (!p->n[l])
-			return -EAGAIN;
-		slot = node_search(p->n[l], k->b, k->len, &exact);
-		p->slot[l] = slot < 0 ? 0 : slot;
-		ptr = node_child(p->n[l], (unsigned)p->slot[l]);
+		at->slot[level] = i;
+		r = find_spots(m, level - 1, &child, at);
 	}
-	return 0;
+	free(copy.d);
+	return r == 1 ? 0 : r;	/* 1: it is lost too, but nobody has listed it */
 }
 
 static void forget_root(struct tree *tr)
@@ -1576,148 +1763,78 @@ static void forget_root(struct tree *tr)
 }
 
 /* Its block stays in use: a damaged pointer may have led to somebody else's. */
-static void forget_locked(struct volume *v, struct tree *tr, struct path *p,
-			  unsigned level)
+static void forget_locked(struct mend *m, struct way *w)
 {
-	if (level == tr->level) {
-		forget_root(tr);
-		return;
-	}
-	for (unsigned l = tr->level; l > level; l--)
-		path_open(v, tr, p, l);
-	for (unsigned l = level + 1;; l++) {
-		node_remove(v, p->n[l], (unsigned)p->slot[l]);
+	struct tree *tr = m->tr;
+
+	way_open(m, w);
+	for (unsigned l = w->level + 1; l <= tr->level; l++) {
+		struct node *n = w->p.n[l];
+
+		node_remove(m->v, n, (unsigned)w->p.slot[l]);
 		tr->nodes--;
-		if (node_count(p->n[l]))
+		if (node_count(n))
 			return;
-		node_drop(v, tr, p->n[l]);
-		if (l == tr->level) {
-			forget_root(tr);
-			return;
-		}
+		node_drop(m->v, tr, n);
 	}
+	forget_root(tr);
 }
 
-/* New nodes in the lost one's place, down to the first one found below it. */
-static void replace_locked(struct volume *v, struct tree *tr, struct path *p,
-			   unsigned level, const struct lost_child *first)
+static int forget(struct mend *m, const struct spot *at)
 {
-	struct disk_ptr ptr = first->ptr;
-	struct node *n = NULL;
+	struct way w = {.spot = at};
+	int r = way_locked(m, &w);
 
-	assert(first->level < level);
-	for (unsigned l = first->level + 1; l <= level; l++) {
-		n = node_new(v, tr, l);
-		node_insert(v, n, 0, "", 0, &ptr, sizeof(ptr));
-		ptr = ptr_put(&n->self);
-	}
-	if (level == tr->level) {
-		tr->root = n->self;
-		return;
-	}
-	for (unsigned l = tr->level; l > level; l--)
-		path_open(v, tr, p, l);
-	node_set_child(p->n[level + 1], (unsigned)p->slot[level + 1], &n->self);
-}
-
-/* One more that was found, to where its key belongs. */
-static void adopt_locked(struct volume *v, struct tree *tr, struct path *p,
-			 const struct lost_child *c)
-{
-	for (unsigned l = tr->level; l > c->level; l--)
-		path_open(v, tr, p, l);
-	insert_at(v, tr, p, c->level + 1, (unsigned)p->slot[c->level + 1] + 1,
-		  c->key, c->klen, &c->ptr, sizeof(c->ptr));
-}
-
-/*
- * The way to `key`, down to the node above `level`, with the commit lock and all
- * that a change there can need; or neither.
- */
-static int way_locked(struct volume *v, struct tree *tr, const void *key, size_t klen,
-		      unsigned level, struct path *p)
-{
-	unsigned blocks = 3 * TREE_LEVELS;
-	struct tree_miss miss, bad = {0};
-	int bad_err = 0, r = 0;
-	struct key k = {.len = (uint16_t)klen};
-
-	memcpy(k.b, key, klen);
-	if (!v->readonly && v->pool_blks < blocks)
-		r = pool_fill(v, blocks, SPEND_CHECKPOINT);
-	while (r == 0) {
-		rwlock_write(&v->commit);
-		r = tree_spares_locked(v, blocks);
-		if (r == 0)
-			r = descend_above(v, tr, &k, level, p, &miss);
-		if (r == 0)
-			return 0;
-		rwlock_unlock(&v->commit);
-		if (r == -EAGAIN)
-			r = tree_load(v, &miss, &bad, &bad_err);
+	if (r == 0) {
+		forget_locked(m, &w);
+		rwlock_unlock(&m->v->commit);
 	}
 	return r;
 }
 
-/* Does the way to the child's keys lead through the lost node? Then replace it. */
-static int replace(struct volume *v, struct tree *tr, unsigned level, uint64_t block,
-		   const struct lost_child *c, bool *done)
+static int mend_init(struct mend *m)
 {
-	struct path p;
-	int r = way_locked(v, tr, c->key, c->klen, level, &p);
+	const struct volume_repair *rep = m->v->opt.repair;
+	size_t n = 0;
 
-	if (r)
-		return r;
-	*done = level == tr->level ||
-		node_child(p.n[level + 1], (unsigned)p.slot[level + 1]).block == block;
-	if (*done)
-		replace_locked(v, tr, &p, level, c);
-	rwlock_unlock(&v->commit);
-	return 0;
-}
-
-static int adopt(struct volume *v, struct tree *tr, const struct lost_child *c)
-{
-	struct path p;
-	int r = way_locked(v, tr, c->key, c->klen, c->level, &p);
-
-	if (r)
-		return r;
-	adopt_locked(v, tr, &p, c);
-	rwlock_unlock(&v->commit);
-	return 0;
-}
-
-/* Another lost node is in the way: that one's turn comes. */
-static int unless_lost(int r)
-{
-	return r == -EFSCORRUPTED || r == -EFSBADCRC ? 0 : r;
-}
-
-int tree_forget(struct volume *v, enum table t, unsigned level, uint64_t block,
-		const struct lost_child *child, size_t children)
-{
-	struct tree *tr = &v->trees[t];
-	bool replaced = false;
-	struct key k = {0};
-	size_t first = 0;
-	struct path p;
-	int r = find_node(v, t, tr->level, &tr->root, block, &k);
-
-	if (r <= 0)
-		return r;
-	for (r = 0; r == 0 && first < children && !replaced; first += !replaced)
-		r = unless_lost(replace(v, tr, level, block, &child[first],
-					&replaced));
-	if (r == 0 && !replaced) {
-		r = way_locked(v, tr, k.b, k.len, level, &p);
-		if (r == 0) {
-			forget_locked(v, tr, &p, level);
-			rwlock_unlock(&v->commit);
-		}
+	m->lost = calloc(rep->losts + 1, sizeof(*m->lost));
+	m->found = calloc(rep->founds + 1, sizeof(*m->found));
+	if (!m->lost || !m->found)
+		return -ENOMEM;
+	for (size_t i = 0; i < rep->losts; i++)
+		if (rep->lost[i].table == m->tr->table)
+			m->lost[m->losts++] = &rep->lost[i];
+	for (size_t i = 0; i < rep->founds; i++)
+		if (rep->found[i].table == m->tr->table)
+			m->found[m->founds++] = &rep->found[i];
+	qsort(m->lost, m->losts, sizeof(*m->lost), lost_cmp);
+	/* What is there twice, once to be kept, is given up. */
+	for (size_t i = 0; i < m->losts; i++) {
+		if (!n || lost_cmp(&m->lost[n - 1], &m->lost[i]))
+			m->lost[n++] = m->lost[i];
+		else if (!m->lost[i]->keep)
+			m->lost[n - 1] = m->lost[i];
 	}
-	for (size_t i = 0; r == 0 && i < children; i++)
-		if (!replaced || i != first)
-			r = unless_lost(adopt(v, tr, &child[i]));
+	m->losts = n;
+	qsort(m->found, m->founds, sizeof(*m->found), found_cmp);
+	return 0;
+}
+
+int tree_mend(struct volume *v, enum table t)
+{
+	struct mend m = {.v = v, .tr = &v->trees[t]};
+	struct spot at = {0};
+	int r = mend_init(&m);
+
+	for (size_t i = 0; r == 0 && i < m.founds; i++)
+		r = place_found(&m, m.found[i]);
+	if (r == 0 && m.losts && m.tr->root.block)
+		r = find_spots(&m, m.tr->level, &m.tr->root, &at);
+	/* From right to left, so that the places of the others hold. */
+	while (r == 0 && m.spots)
+		r = forget(&m, &m.spot[--m.spots]);
+	free(m.spot);
+	free(m.found);
+	free(m.lost);
 	return r;
 }

@@ -569,11 +569,7 @@ static bool is_inode_key(const struct disk_jitem *ji)
 	       ji->bytes[8] == KEY_INODE;
 }
 
-/*
- * One journal item, into the trees and the list of deltas. This is the whole
- * of replay.
- */
-int item_apply_locked(struct volume *v, const struct disk_jitem *ji)
+static int item_apply_locked(struct volume *v, const struct disk_jitem *ji)
 {
 	size_t klen = get16(ji->klen), vlen = get16(ji->vlen);
 	le64 run[2];
@@ -595,6 +591,21 @@ int item_apply_locked(struct volume *v, const struct disk_jitem *ji)
 		return delta_add(&v->deltas, get64(run[0]), get64(run[1]),
 				 ji->type == JITEM_FREE);
 	}
+}
+
+int items_apply_locked(struct volume *v, const struct disk_jitem *ji, unsigned items)
+{
+	const struct disk_jitem *at = ji;
+	int r = 0;
+
+	for (unsigned i = 0; i < items && r == 0; i++, at = item_next(at))
+		r = item_apply_locked(v, at);
+	for (unsigned i = 0; i < items; i++, ji = item_next(ji))
+		if (ji->type == JITEM_DEL && v->trees[ji->table].unsettled)
+			tree_settle_locked(v, ji->table, ji->bytes, get16(ji->klen));
+	for (unsigned i = 0; i < TABLES; i++)
+		v->trees[i].unsettled = false;
+	return r;
 }
 
 /*
@@ -689,11 +700,9 @@ static int edits_put(struct txn *t)
 static void apply_locked(struct txn *t)
 {
 	struct volume *v = t->v;
-	const struct disk_jitem *ji = (const void *)t->buf;
 	uint64_t seq = 0, freed = 0, taken = 0;
 
-	for (unsigned i = 0; i < t->items; i++, ji = item_next(ji))
-		item_apply_locked(v, ji);
+	items_apply_locked(v, (const void *)t->buf, t->items);
 	tree_shrink_locked(v);
 	if (!v->readonly)
 		seq = journal_append_locked(v, t);

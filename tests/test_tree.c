@@ -191,9 +191,97 @@ static void a_walk_equals_its_shadow(void **state)
 	fault_destroy(f);
 }
 
+/* The keys of the third leaf. */
+struct third {
+	unsigned leaf, count;
+	struct key key[400];
+};
+
+static int third_node(void *ctx, enum table t, unsigned level, uint64_t block)
+{
+	struct third *c = ctx;
+
+	(void)t, (void)block;
+	c->leaf += level == 0;
+	return c->leaf > 3;
+}
+
+static int third_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
+		      const uint8_t *val, size_t vlen)
+{
+	struct third *c = ctx;
+
+	(void)t, (void)val, (void)vlen;
+	if (c->leaf == 3) {
+		assert_in_range(c->count, 0, 399);
+		memcpy(c->key[c->count].b, key, klen);
+		c->key[c->count++].len = (uint16_t)klen;
+	}
+	return 0;
+}
+
+static void change(struct volume *v, const struct key *del, const struct key *put)
+{
+	struct txn *t;
+
+	assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+	assert_int_equal(txn_del(t, TABLE_FILES, del), 0);
+	if (put)
+		assert_int_equal(txn_put(t, TABLE_FILES, put, "again", 5), 0);
+	assert_int_equal(txn_commit(t), 0);
+}
+
+/* The neighbours are not in memory, where the second item would go. */
+static void a_leaf_that_empties_takes_the_next_item_of_the_same_change(void **state)
+{
+	static struct shadow s;
+	static struct third c;
+	struct walk w = {.ctx = &c, .node = third_node, .item = third_item};
+	struct volume_geometry g = {.bytes = 32 << 20, .journal_bytes = 1 << 20};
+	struct fault *f = fault_create(g.bytes);
+	struct volume *v;
+	struct txn *t;
+	char msg[256];
+	uint8_t val[8];
+	size_t vlen;
+
+	(void)state;
+	rng = 88172645463325252ull;
+	keys_make(&s);
+	assert_int_equal(volume_geometry_check(&g, msg, sizeof(msg)), 0);
+	assert_int_equal(volume_format(fault_image(f), &g), 0);
+	v = open_again(f);
+	for (unsigned i = 0; i < KEYS; i++) {
+		assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+		assert_int_equal(txn_put(t, TABLE_FILES, &s.key[i], "first", 5), 0);
+		assert_int_equal(txn_commit(t), 0);
+	}
+	assert_int_equal(volume_close(v), 0);
+	v = open_again(f);
+	assert_int_equal(volume_walk(v, TABLE_FILES, &w), 1);
+	assert_int_equal(volume_close(v), 0);
+
+	v = open_again(f);
+	for (unsigned i = 0; i + 1 < c.count; i++)
+		change(v, &c.key[i], NULL);
+	change(v, &c.key[c.count - 1], &c.key[0]);
+	assert_int_equal(tree_lookup(v, TABLE_FILES, c.key[0].b, c.key[0].len, val,
+				     sizeof(val), &vlen), 0);
+	assert_int_equal(vlen, 5);
+	assert_memory_equal(val, "again", 5);
+	/* Nothing takes its place: it goes. */
+	change(v, &c.key[0], &s.key[0]);
+	assert_int_equal(tree_lookup(v, TABLE_FILES, c.key[0].b, c.key[0].len, val,
+				     sizeof(val), &vlen), -ENOENT);
+	assert_int_equal(v->trees[TABLE_FILES].items, KEYS - c.count + 1);
+	assert_int_equal(volume_close(v), 0);
+	fault_destroy(f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_leaf_that_empties_takes_the_next_item_of_the_same_change),
 		cmocka_unit_test(a_walk_equals_its_shadow),
 	};
 

@@ -293,6 +293,8 @@ static int open_with(struct fsck *f, const struct volume_repair *how, char *msg,
 static int open_volume(struct fsck *f)
 {
 	struct volume_repair how = {.gen = get64(f->super.gen),
+				    .found = f->found,
+				    .founds = f->found_count,
 				    .lost = f->saved,
 				    .losts = f->saved_count};
 	char msg[240] = "";
@@ -490,7 +492,7 @@ static int repair(struct fsck *f)
 	uint64_t errors = 0;
 	int ret;
 
-	for (unsigned i = 0; again && i < ROUNDS; i++) {
+	for (unsigned i = 0; again && i < ROUNDS;) {
 		ret = round_once(f, &skipped);
 		if (ret)
 			return operation_failed(f, ret);
@@ -498,6 +500,7 @@ static int repair(struct fsck *f)
 		if (repair_hasty(f)) {
 			cli_warn("what could not be read can be now: once more");
 			forget(f);
+			i++;
 			continue;
 		}
 		/* what is severely damaged is not written to without -y */
@@ -517,11 +520,15 @@ static int repair(struct fsck *f)
 		again = problem_progress() || f->seen_anew;
 		if (!again)
 			break;
-		/* Look at the result; ask nothing twice that was done. */
-		asked = asked || !f->seen_anew;
+		/* Look at the result; ask nothing twice that was done. Rounds that
+		 * only see more of what was lost end by themselves. */
+		if (!f->seen_anew) {
+			asked = true;
+			i++;
+		}
 		forget(f);
 		f->force = f->force || !skipped;
-		if ((mode == PROBLEM_ASK && asked) || i + 2 == ROUNDS)
+		if ((mode == PROBLEM_ASK && asked) || i + 1 == ROUNDS)
 			problem_init(f->path, PROBLEM_CHECK, f->verbose);
 		printf("%s: checking again\n", f->path);
 	}

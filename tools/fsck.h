@@ -272,7 +272,9 @@ struct fsck {
 	size_t gaps_open;
 	struct lost_node *saved;	/* lost nodes of which something is found: the
 					   volume is seen with it, until it is put back */
-	size_t saved_count;
+	size_t saved_count, saved_room;
+	struct found_node *found;	/* and with these */
+	size_t found_count, found_room;
 	bool seen_anew;			/* this round has found some more */
 	bool keep_blocks;		/* free none: who owns them is in doubt */
 	bool bitmaps_lost;		/* some cannot be read */
@@ -438,6 +440,7 @@ struct cur {
 	uint64_t bad_blk;
 	struct runs bad_runs;		/* file blocks of runs that make no sense */
 	struct runs gap_runs;		/* that nodes were lost of: holes, if not lost */
+	struct runs unlikely_runs;	/* the same, but their neighbours are in one leaf */
 	/* directory */
 	uint64_t entries, indexes, entry_sum, index_sum, index_max;
 	const char *foreign;		/* items of another kind of file */

@@ -5,9 +5,11 @@
  *   1. An inner node holds nothing but pointers. The nodes they led to still
  *      stand in the image, and the bitmaps know them as in use; nobody owns
  *      them, now that the way to them is lost. So what is in use, has no owner,
- *      is a whole node of a lower level and begins with a key that the lost one
+ *      is a whole node of a lower level and begins with a key that a lost one
  *      may have led to, was below it: what it replaced is free in the bitmaps.
- *      Where nodes in between are lost as well, they are made anew.
+ *      Where nodes in between are lost as well, they are made anew. Nobody has
+ *      to know which of several lost neighbours led to it: its key leads to
+ *      where it belongs.
  *   2. The other superblock leads to the tree of the checkpoint before, and its
  *      journal from there on. If both are still whole, their state is the state
  *      now; so what the lost node would hold is there, unless it was the same
@@ -26,17 +28,15 @@
 struct search {
 	struct fsck *f;
 	struct lost_node *lost;
+	const struct gap **gap_of;	/* each; NULL: it is not lost, but misplaced */
 	size_t losts;
 	size_t size;			/* of a block */
 	uint8_t *piece;			/* blocks that stand behind each other */
-	struct stray {			/* nodes that nobody owns */
-		struct lost_child c;
-		uint8_t table;
-	} *stray;
+	size_t known;			/* found in earlier rounds */
+	struct found_node *stray;	/* nodes that nobody owns */
 	size_t strays, stray_room;
 	struct disk_ptr *led;		/* where they lead to */
 	size_t leds, led_room;
-	size_t *child_room;		/* of each lost node */
 	/* while the items of one are collected */
 	const struct gap *gap;
 	struct items found;
@@ -99,7 +99,7 @@ static bool read_child(struct search *s, const struct disk_ptr *p, enum table t,
  * higher, than all there is, so the way goes down to the first leaf there is.
  */
 static bool lowest_key(struct search *s, const struct disk_node *d,
-		       struct lost_child *c)
+		       struct found_node *c)
 {
 	struct disk_node *below;
 	struct disk_item it;
@@ -126,12 +126,13 @@ static bool lowest_key(struct search *s, const struct disk_node *d,
 /* A block that is in use and has no owner: a node that lost its way? */
 static int look_at(struct search *s, uint64_t block, const struct disk_node *d)
 {
-	struct stray n = {.table = d->table,
-			  .c = {.ptr = d->self, .level = d->level}}, *v;
+	struct found_node n = {.table = (enum table)d->table,
+			       .level = d->level,
+			       .ptr = d->self}, *v;
 
 	if (get32(d->magic) != NODE_MAGIC || !get16(d->count) ||
 	    get64(d->self.birth) > get64(s->f->super.gen) ||
-	    repair_node_verify(d, s->size, block) || !lowest_key(s, d, &n.c))
+	    repair_node_verify(d, s->size, block) || !lowest_key(s, d, &n))
 		return 0;
 	for (unsigned i = 0; d->level && i < get16(d->count); i++) {
 		struct disk_ptr *p = grow(s->led, sizeof(*p), s->leds, &s->led_room);
@@ -192,50 +193,68 @@ static int ptr_cmp(const void *a, const void *b)
 	return memcmp(a, b, sizeof(struct disk_ptr));
 }
 
-/* The highest first: those below have to find their parents. */
-static int child_cmp(const void *a, const void *b)
+/* Was it in the way in an earlier round, or is it known what it held? */
+static bool saved_before(const struct fsck *f, const struct lost_node *n, bool items)
 {
-	const struct lost_child *x = a, *y = b;
-
-	if (x->level != y->level)
-		return x->level < y->level ? 1 : -1;
-	return key_cmp(x->key, x->klen, y->key, y->klen);
+	for (size_t i = 0; i < f->saved_count; i++)
+		if (f->saved[i].block == n->block && f->saved[i].level == n->level &&
+		    f->saved[i].table == n->table && (!items || f->saved[i].items))
+			return true;
+	return false;
 }
 
-/* Give those that no other one leads to to the lost nodes that may have. */
-static int share_out(struct search *s)
+/* In an earlier round? Then something was in its way. */
+static bool found_before(const struct search *s, const struct disk_ptr *ptr)
 {
+	for (size_t i = 0; i < s->known; i++)
+		if (!ptr_cmp(&s->f->found[i].ptr, ptr))
+			return true;
+	return false;
+}
+
+/*
+ * A stray, if it may have been below a lost node: that may be replaced on the
+ * way to it, and so may its lost neighbours.
+ */
+static int take(struct search *s, const struct found_node *n)
+{
+	struct fsck *f = s->f;
+	struct found_node *p;
+	bool ours = false;
+
+	for (size_t i = 0; i < s->losts; i++) {
+		struct lost_node *l = &s->lost[i];
+		const struct gap *g = s->gap_of[i];
+
+		if (!g || l->table != n->table || l->level <= n->level ||
+		    before(g, n->key, n->klen) || behind(g, n->key, n->klen))
+			continue;
+		ours = true;
+		l->keep = !saved_before(f, l, false);
+	}
+	if (!ours || found_before(s, &n->ptr))
+		return 0;
+	p = grow(f->found, sizeof(*p), f->found_count, &f->found_room);
+	if (!p)
+		return -ENOMEM;
+	f->found = p;
+	p[f->found_count++] = *n;
+	f->seen_anew = true;
+	return 0;
+}
+
+/* Those that no other one leads to. */
+static int take_strays(struct search *s)
+{
+	int ret = 0;
+
 	if (s->leds)
 		qsort(s->led, s->leds, sizeof(*s->led), ptr_cmp);
-	for (size_t i = 0; i < s->strays; i++) {
-		const struct stray *n = &s->stray[i];
-
-		if (s->leds && bsearch(&n->c.ptr, s->led, s->leds, sizeof(*s->led),
-				       ptr_cmp))
-			continue;
-		for (size_t j = 0; j < s->losts; j++) {
-			struct lost_node *l = &s->lost[j];
-			const struct gap *g = gap_find(s->f, l);
-			struct lost_child *c;
-
-			if (!g || l->table != n->table || l->level <= n->c.level ||
-			    before(g, n->c.key, n->c.klen) ||
-			    behind(g, n->c.key, n->c.klen))
-				continue;
-			c = grow((void *)l->child, sizeof(*c), l->children,
-				 &s->child_room[j]);
-			if (!c)
-				return -ENOMEM;
-			l->child = c;
-			c[l->children++] = n->c;
-			break;
-		}
-	}
-	for (size_t j = 0; j < s->losts; j++)
-		if (s->lost[j].children)
-			qsort((void *)s->lost[j].child, s->lost[j].children,
-			      sizeof(struct lost_child), child_cmp);
-	return 0;
+	for (size_t i = 0; !ret && i < s->strays; i++)
+		if (!s->leds || !bsearch(&s->stray[i].ptr, s->led, s->leds,
+					 sizeof(*s->led), ptr_cmp))
+			ret = take(s, &s->stray[i]);
+	return ret;
 }
 
 static int find_children(struct search *s)
@@ -256,7 +275,7 @@ static int find_children(struct search *s)
 	}
 	cli_progress_end();
 	free(bits);
-	return ret ? ret : share_out(s);
+	return ret ? ret : take_strays(s);
 }
 
 /* ---- the checkpoint before ---------------------------------------------------------- */
@@ -318,12 +337,13 @@ static int own_items(struct search *s, struct lost_node *n)
 }
 
 /* What the older tree, and the journal since, have in place of a lost node. */
-static int older_items(struct search *s, struct volume *v, struct lost_node *n)
+static int older_items(struct search *s, struct volume *v, size_t i)
 {
-	const struct gap *g = gap_find(s->f, n);
 	struct walk w = {.ctx = s, .item = collect, .bad = older_bad};
+	const struct gap *g = s->gap_of[i];
+	struct lost_node *n = &s->lost[i];
 
-	if (!g || n->children || n->items)
+	if (!g || n->keep || n->items)
 		return 0;
 	s->gap = g;
 	w.from = g->lo;
@@ -358,7 +378,7 @@ static int look_in_older(struct search *s)
 	    volume_open(f->im, &opt, &v, msg, sizeof(msg)))
 		return 0;
 	for (size_t i = 0; !ret && i < s->losts; i++)
-		ret = older_items(s, v, &s->lost[i]);
+		ret = older_items(s, v, i);
 	volume_close(v);
 	return ret;
 }
@@ -371,17 +391,23 @@ static int save(struct fsck *f, struct lost_node *lost, size_t *losts)
 	size_t left = 0;
 
 	for (size_t i = 0; i < *losts; i++) {
-		struct lost_node *p;
+		struct lost_node *p, *n = &lost[i];
 
-		if (!lost[i].children && !lost[i].item_count) {
-			lost[left++] = lost[i];
+		/* Once is enough. */
+		if (n->items && saved_before(f, n, true)) {
+			free((void *)n->items);
+			n->items = NULL;
+			n->item_count = 0;
+		}
+		if (!n->keep && !n->items) {
+			lost[left++] = *n;
 			continue;
 		}
-		p = realloc(f->saved, (f->saved_count + 1) * sizeof(*p));
+		p = grow(f->saved, sizeof(*p), f->saved_count, &f->saved_room);
 		if (!p)
 			return -ENOMEM;
 		f->saved = p;
-		p[f->saved_count++] = lost[i];
+		p[f->saved_count++] = *n;
 		f->seen_anew = true;
 	}
 	*losts = left;
@@ -393,6 +419,7 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t *losts)
 	struct search s = {.f = f,
 			   .lost = lost,
 			   .losts = *losts,
+			   .known = f->found_count,
 			   .size = (size_t)1 << f->shift};
 	bool inner = false;
 	int ret = 0;
@@ -400,12 +427,13 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t *losts)
 	if (!*losts)
 		return 0;
 	s.piece = malloc(PIECE_BLOCKS * s.size);
-	s.child_room = calloc(s.losts, sizeof(*s.child_room));
-	if (!s.piece || !s.child_room)
+	s.gap_of = calloc(s.losts, sizeof(*s.gap_of));
+	if (!s.piece || !s.gap_of)
 		ret = -ENOMEM;
 	for (size_t i = 0; !ret && i < s.losts; i++) {
 		inner = inner || lost[i].level;
-		if (!gap_find(f, &lost[i]))
+		s.gap_of[i] = gap_find(f, &lost[i]);
+		if (!s.gap_of[i])
 			ret = own_items(&s, &lost[i]);
 	}
 	if (!ret && inner && !f->bitmaps_lost)
@@ -415,7 +443,7 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t *losts)
 	if (!ret)
 		ret = save(f, lost, losts);
 	free(s.piece);
-	free(s.child_room);
+	free(s.gap_of);
 	free(s.stray);
 	free(s.led);
 	return ret;
@@ -423,13 +451,13 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t *losts)
 
 void saved_fini(struct fsck *f)
 {
-	for (size_t i = 0; i < f->saved_count; i++) {
-		free((void *)f->saved[i].child);
+	for (size_t i = 0; i < f->saved_count; i++)
 		free((void *)f->saved[i].items);
-	}
 	free(f->saved);
+	free(f->found);
 	f->saved = NULL;
-	f->saved_count = 0;
+	f->found = NULL;
+	f->saved_count = f->saved_room = f->found_count = f->found_room = 0;
 }
 
 struct lost_node *saved_and(const struct fsck *f, const struct lost_node *more,

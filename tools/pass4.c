@@ -418,6 +418,7 @@ static int inode_begin(struct fsck *f, uint64_t ino)
 
 	free(cur.bad_runs.v);
 	free(cur.gap_runs.v);
+	free(cur.unlikely_runs.v);
 	memset(&cur, 0, sizeof(cur));
 	cur.ino = ino;
 	for (size_t i = 0; i < f->intent_count; i++)

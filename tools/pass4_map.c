@@ -106,16 +106,19 @@ static int hole(struct fsck *f, struct cur *c, uint64_t from, uint64_t to)
 	if (bad)
 		return c->bad_blk < to ? runs_add(&c->bad_runs, c->bad_blk,
 						  to - c->bad_blk) : 0;
-	/* what stands in one leaf has lost nothing in between */
-	for (size_t i = 0; !ret && f->new_leaf && i < f->gap_count; i++) {
+	if (from >= to)
+		return 0;
+	for (size_t i = 0; !ret && i < f->gap_count; i++) {
 		uint64_t lo, hi;
 
 		if (!gap_blocks(&f->gaps[i], c->ino, &lo, &hi))
 			continue;
 		lo = lo > from ? lo : from;
 		hi = hi < to ? hi : to;
+		/* what stands in one leaf has lost nothing in between */
 		if (lo < hi)
-			ret = runs_add(&c->gap_runs, lo, hi - lo);
+			ret = runs_add(f->new_leaf ? &c->gap_runs : &c->unlikely_runs,
+				       lo, hi - lo);
 	}
 	return ret;
 }
@@ -168,12 +171,17 @@ int map_lost(struct fsck *f, struct cur *c)
 {
 	bool lacks = !c->seen || c->a.blks != c->blks || c->a.flags & INODE_LOST;
 	int ret = c->seen ? hole(f, c, c->map_end, file_end(f, c)) : 0;
+	const struct runs *gaps = &c->gap_runs;
 	bool marked = c->bad_runs.count;
 
+	/* Blocks are missing; what was lost was put back in part, so that
+	 * neighbours now were none. */
+	if (!gaps->count && c->seen && c->a.blks > c->blks)
+		gaps = &c->unlikely_runs;
 	for (size_t i = 0; !ret && i < c->bad_runs.count; i++)
 		ret = mark_lost(f, c, P_MAP_RUN, &c->bad_runs.v[i]);
-	for (size_t i = 0; !ret && lacks && i < c->gap_runs.count; i++) {
-		const struct extent *e = &c->gap_runs.v[i];
+	for (size_t i = 0; !ret && lacks && i < gaps->count; i++) {
+		const struct extent *e = &gaps->v[i];
 
 		if (!PROBLEM(P_MAP_LOST, .ino = c->ino, .is = e->start,
 			     .want = e->start + e->len - 1))
