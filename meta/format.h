@@ -263,12 +263,13 @@ struct disk_xattr {
  * run (flags 0) has a checksum for each block and is at most MAP_MAX long; an
  * unwritten one reads as zeroes and has none. A lost one stands where a repair
  * found that the map itself was damaged: reading it fails, for it may have been
- * data; it has neither place (start is 0) nor checksums.
+ * data; it has neither place nor checksums, and may be as long as a file: `start`
+ * is the upper half of its length.
  */
 #define MAP_UNWRITTEN 1u
 #define MAP_LOST 2u
 #define MAP_MAX 64u
-#define MAP_BARE_MAX 0x40000000u	/* of a run without checksums */
+#define MAP_BARE_MAX 0x40000000u	/* of an unwritten run */
 struct disk_map {
 	le64 start;
 	le64 birth;		/* generation that made this reference */
@@ -276,6 +277,11 @@ struct disk_map {
 	le32 flags;
 	le64 csum[];		/* XXH3-64 of each block */
 };
+
+static inline uint64_t map_len(const struct disk_map *m)
+{
+	return get32(m->len) | (get32(m->flags) & MAP_LOST ? get64(m->start) << 32 : 0);
+}
 
 /* ---- keys and values of TABLE_REFS ---------------------------------------- */
 

@@ -25,8 +25,8 @@
 /* ---- reading the map ------------------------------------------------------------ */
 
 struct map_item {
-	uint64_t blk, start;
-	uint32_t len;
+	uint64_t blk, len;
+	uint64_t start;			/* 0 of a lost one */
 	uint32_t flags;
 	le64 csum[MAP_MAX];
 };
@@ -49,9 +49,9 @@ static int item_decode(struct map_item *m, const uint8_t *key, size_t klen,
 		return -EFSCORRUPTED;
 	memcpy(&d, val, sizeof(d));
 	m->blk = be64_get(key + 9);
-	m->start = get64(d.start);
-	m->len = get32(d.len);
 	m->flags = get32(d.flags);
+	m->start = has_blocks(m) ? get64(d.start) : 0;
+	m->len = map_len(&d);
 	if (m->len == 0 || m->blk + m->len < m->blk ||
 	    m->flags > MAP_LOST ||
 	    vlen != sizeof(d) + sums_bytes(m) || (!m->flags && m->len > MAP_MAX))
@@ -331,11 +331,11 @@ static int item_put(struct txn *t, struct inode *ip, const struct map_item *m)
 	struct {
 		struct disk_map d;
 		le64 csum[MAP_MAX];
-	} val = {.d = {.start = put64(m->start),
+	} val = {.d = {.start = put64(has_blocks(m) ? m->start : m->len >> 32),
 		       .birth = put64(atomic_load_explicit(&t->v->durable_gen,
 							   memory_order_relaxed) +
 				     1),
-		       .len = put32(m->len),
+		       .len = put32((uint32_t)m->len),
 		       .flags = put32(m->flags)}};
 	struct key k;
 
@@ -349,7 +349,7 @@ static struct map_item item_part(const struct map_item *m, uint64_t from,
 				 uint64_t to)
 {
 	struct map_item p = {.blk = from,
-			     .len = (uint32_t)(to - from),
+			     .len = to - from,
 			     .flags = m->flags};
 
 	if (has_blocks(m))
@@ -714,7 +714,7 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 		for (unsigned i = 0; i < count && r == 0; i++) {
 			struct map_item m = {.blk = blk,
 					     .start = e[i].start,
-					     .len = (uint32_t)e[i].len,
+					     .len = e[i].len,
 					     .flags = MAP_UNWRITTEN};
 
 			r = item_put(t, ip, &m);

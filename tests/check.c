@@ -251,7 +251,7 @@ static int on_file(void *ctx, enum table table, const uint8_t *key, size_t klen,
 		if (klen != 17 || vlen < sizeof(d))
 			return bad(c, "map of inode %" PRIu64 " has %zu bytes", ino, vlen);
 		memcpy(&d, val, sizeof(d));
-		len = get32(d.len);
+		len = map_len(&d);
 		if (!len || blk < c->map_next)
 			return bad(c, "map of inode %" PRIu64 " overlaps at %" PRIu64,
 				   ino, blk);

@@ -1127,9 +1127,11 @@ static void lookup_counts_are_exact(void **state)
 /* ---- what fsck had to give up ------------------------------------------------------ */
 
 /* As fsck.spaceweave marks file blocks blk .. blk + n - 1 of a hole. */
-static void put_lost(struct world *w, uint64_t ino, uint64_t blk, uint32_t n)
+static void put_lost(struct world *w, uint64_t ino, uint64_t blk, uint64_t n)
 {
-	struct disk_map d = {.len = put32(n), .flags = put32(MAP_LOST)};
+	struct disk_map d = {.start = put64(n >> 32),
+			     .len = put32((uint32_t)n),
+			     .flags = put32(MAP_LOST)};
 	uint8_t key[17];
 	struct txn *t;
 
@@ -1202,6 +1204,32 @@ static void what_is_lost_fails_to_read_until_it_is_written_over(void **state)
 	OK(fs_unlink(w->fs, ROOT_INO, "copy"));
 }
 
+static void as_much_is_lost_as_a_file_is_long(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "long"), mid = 1ull << 45;
+	struct stat st = {.st_size = INT64_MAX};
+	static char data[BLOCK];
+	char *got;
+
+	OK(fs_setattr(w->fs, ino, FS_SET_SIZE, &st));
+	put_lost(w, ino, 5, (1ull << 51) - 5);
+	OK(fs_write(w->fs, ino, data, BLOCK, (off_t)(mid * BLOCK), 0));
+	world_again(w);
+	ino = find(w, ROOT_INO, "long");
+	assert_string_equal(blocks_of(w, ino, 7), "     LL");
+	for (int i = -1; i <= 1; i++) {
+		ssize_t n = fs_read(w->fs, ino, data, BLOCK,
+				    (off_t)((mid + (uint64_t)(int64_t)i) * BLOCK), &got);
+
+		assert_int_equal(n, i ? -EBADMSG : BLOCK);
+	}
+	assert_int_equal(fs_lseek(w->fs, ino, 0, SEEK_DATA), 5 * BLOCK);
+	assert_int_equal(fs_read(w->fs, ino, data, BLOCK, INT64_MAX - 10, &got),
+			 -EBADMSG);
+	OK(fs_unlink(w->fs, ROOT_INO, "long"));
+}
+
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -1238,6 +1266,7 @@ int main(void)
 		TEST(a_full_volume_can_be_emptied_and_filled_again),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
+		TEST(as_much_is_lost_as_a_file_is_long),
 		cmocka_unit_test(lookup_counts_are_exact),
 	};
 	const char *given = getenv("SEED");

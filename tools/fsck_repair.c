@@ -499,21 +499,19 @@ static bool bitmaps_anew(const struct fsck *f)
 /* File blocks a .. b - 1 are lost. */
 static int items_add_lost(struct fsck *f, struct items *l, const struct repair *r)
 {
-	int ret = 0;
+	uint64_t len = r->b - r->a;
+	struct disk_map d = {.start = put64(len >> 32),
+			     .birth = f->super.gen,
+			     .len = put32((uint32_t)len),
+			     .flags = put32(MAP_LOST)};
+	struct rawkey k;
+	uint8_t at[8];
 
-	for (uint64_t n, blk = r->a; !ret && blk < r->b; blk += n) {
-		struct disk_map d = {.birth = f->super.gen,
-				     .flags = put32(MAP_LOST)};
-		struct rawkey k;
-		uint8_t at[8];
-
-		n = r->b - blk < MAP_BARE_MAX ? r->b - blk : MAP_BARE_MAX;
-		d.len = put32((uint32_t)n);
-		be64_put(at, blk);
-		file_key(&k, r->ino, KEY_MAP, at, sizeof(at));
-		ret = items_add(l, JITEM_PUT, TABLE_FILES, k.b, k.len, &d, sizeof(d));
-	}
-	return ret;
+	if (!len)
+		return 0;
+	be64_put(at, r->a);
+	file_key(&k, r->ino, KEY_MAP, at, sizeof(at));
+	return items_add(l, JITEM_PUT, TABLE_FILES, k.b, k.len, &d, sizeof(d));
 }
 
 static int item_changes(struct fsck *f, struct items *l)

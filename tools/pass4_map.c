@@ -57,7 +57,7 @@ static uint64_t file_end(const struct fsck *f, const struct cur *c)
 }
 
 /* Nothing beyond its end is written, but what an intent is about to unmap. */
-static int check_beyond(struct fsck *f, struct cur *c, uint64_t blk, uint32_t len)
+static int check_beyond(struct fsck *f, struct cur *c, uint64_t blk, uint64_t len)
 {
 	uint64_t end = file_end(f, c);
 	struct repair r = {.kind = REPAIR_CUT,
@@ -78,18 +78,19 @@ static int check_beyond(struct fsck *f, struct cur *c, uint64_t blk, uint32_t le
 
 static const char *run_wrong(const struct disk_map *m, size_t vlen)
 {
-	uint32_t len = get32(m->len), flags = get32(m->flags);
+	uint32_t flags = get32(m->flags);
+	uint64_t len = map_len(m);
 
 	if (flags & ~(MAP_UNWRITTEN | MAP_LOST) ||
 	    flags == (MAP_UNWRITTEN | MAP_LOST))
 		return "unknown flags";
 	if (!len)
 		return "it is empty";
-	if (len > (flags ? MAP_BARE_MAX : MAP_MAX))
+	if (len > (!flags ? MAP_MAX : flags & MAP_LOST ? UINT64_MAX : MAP_BARE_MAX))
 		return "it is too long";
 	if (vlen != sizeof(*m) + (flags ? 0 : len * sizeof(le64)))
 		return "its checksums are not as many as its blocks";
-	if (flags & MAP_LOST && get64(m->start))
+	if (flags & MAP_LOST && get64(m->start) > UINT32_MAX)
 		return "it is lost, and has a place";
 	return NULL;
 }
@@ -171,13 +172,14 @@ int map_lost(struct fsck *f, struct cur *c)
 {
 	bool lacks = !c->seen || c->a.blks != c->blks || c->a.flags & INODE_LOST;
 	int ret = c->seen ? hole(f, c, c->map_end, file_end(f, c)) : 0;
-	const struct runs *gaps = &c->gap_runs;
+	struct runs *gaps = &c->gap_runs;
 	bool marked = c->bad_runs.count;
 
 	/* Blocks are missing; what was lost was put back in part, so that
 	 * neighbours now were none. */
 	if (!gaps->count && c->seen && c->a.blks > c->blks)
 		gaps = &c->unlikely_runs;
+	runs_sort(gaps);
 	for (size_t i = 0; !ret && i < c->bad_runs.count; i++)
 		ret = mark_lost(f, c, P_MAP_RUN, &c->bad_runs.v[i]);
 	for (size_t i = 0; !ret && lacks && i < gaps->count; i++) {
@@ -253,8 +255,7 @@ int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 {
 	struct disk_map m;
 	const char *why;
-	uint64_t start, end, from = blk > c->map_end ? blk : c->map_end, lost;
-	uint32_t len;
+	uint64_t start, len, end, from = blk > c->map_end ? blk : c->map_end, lost;
 	int ret = hole(f, c, c->map_end, blk);
 
 	if (ret)
@@ -266,7 +267,7 @@ int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 	}
 	memcpy(&m, val, sizeof(m));
 	start = get64(m.start);
-	len = get32(m.len);
+	len = map_len(&m);
 	why = run_wrong(&m, vlen);
 	if (!why && blk > UINT64_MAX - len)
 		why = "it ends beyond all files";

@@ -431,14 +431,14 @@ static int see_run(struct scrub *s, uint64_t ino, uint64_t blk,
 {
 	size_t size = (size_t)1 << s->shift;
 	struct disk_map m;
-	uint32_t len;
+	uint64_t len;
 	bool failed;
 	int ret = 0;
 
 	if (vlen < sizeof(m))
 		return 0;	/* structures are fsck's */
 	memcpy(&m, val, sizeof(m));
-	len = get32(m.len);
+	len = map_len(&m);
 	if (get32(m.flags) == MAP_LOST)
 		return damage_add(s, ino, blk, len, LOST);
 	if (get32(m.flags) || len > MAP_MAX ||
