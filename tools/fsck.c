@@ -361,6 +361,8 @@ static void forget(struct fsck *f)
 	f->gone_count = 0;
 	f->keep_blocks = f->drop_lost = f->look_again = f->incomplete = f->bitmaps_lost = false;
 	f->super_good = f->seen_anew = false;
+	for (size_t i = 0; i < f->saved_count; i++)
+		f->incomplete = f->lost[f->saved[i].table] = true;
 }
 
 static double now(void)

@@ -270,8 +270,9 @@ struct fsck {
 	struct gap *gaps;		/* of all rounds */
 	size_t gap_count, gap_room;
 	size_t gaps_open;
-	struct lost_node *saved;	/* lost nodes of which something is found: the
-					   volume is seen with it, until it is put back */
+	struct lost_node *saved;	/* lost nodes, with what is found of them: the volume
+					   is seen so until a round finds no more, and
+					   then made so */
 	size_t saved_count, saved_room;
 	struct found_node *found;	/* and with these */
 	size_t found_count, found_room;
@@ -311,17 +312,29 @@ bool repair_hasty(struct fsck *f);
 int repair_super(struct fsck *f);
 void repairs_fini(struct repairs *r);
 /*
- * Look for what lost nodes held. Those of which something is found are moved to
- * f->saved; f->seen_anew says that there are some.
+ * Look for what lost nodes held. They go to f->saved, with what is found of them,
+ * or to be given up; f->seen_anew says that there are some.
  */
-int salvage(struct fsck *f, struct lost_node *lost, size_t *losts);
+int salvage(struct fsck *f, struct lost_node *lost, size_t losts);
 void saved_fini(struct fsck *f);
+/*
+ * Nodes in the image that the volume has, though nobody leads to them, of those
+ * that are wanted; in an array to be freed.
+ */
+int strays_find(struct fsck *f, bool (*wanted)(void *ctx, const struct found_node *n),
+		void *ctx, struct found_node **out, size_t *count);
+/* The key of item i in a node, *it its lengths; the value stands behind it. */
+const uint8_t *item_at(const struct disk_node *d, unsigned i, struct disk_item *it);
+/* Where the host holds data from *off on, up to *end; false: nowhere. */
+bool fsck_next_data(struct fsck *f, unsigned shift, uint64_t blocks, uint64_t *off,
+		    uint64_t *end);
 /* What is saved and `more`, as volume_repair wants it; to be freed. */
 struct lost_node *saved_and(const struct fsck *f, const struct lost_node *more,
 			    size_t count);
 
 /* ---- helpers of the passes ---------------------------------------------------------- */
 
+int key_cmp(const void *a, size_t alen, const void *b, size_t blen);
 /* printf into f->text, which is returned. */
 const char *fsck_text(struct fsck *f, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

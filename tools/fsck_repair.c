@@ -575,8 +575,7 @@ static struct lost_node *lost_nodes(const struct fsck *f, size_t *count)
 }
 
 static int open_for_repair(struct fsck *f, const struct runs *claim,
-			   const struct runs *release, const struct items *items,
-			   const struct lost_node *lost, size_t losts)
+			   const struct runs *release, const struct items *items)
 {
 	const struct volume_repair space = {.gen = get64(f->super.gen),
 					    .claim = claim->v,
@@ -586,8 +585,8 @@ static int open_for_repair(struct fsck *f, const struct runs *claim,
 					    .bitmaps_anew = bitmaps_anew(f),
 					    .found = f->found,
 					    .founds = f->found_count,
-					    .lost = lost,
-					    .losts = losts,
+					    .lost = f->saved,
+					    .losts = f->saved_count,
 					    .items = items->v,
 					    .item_count = items->count};
 	struct volume_options opt = {.no_threads = true,
@@ -643,24 +642,24 @@ bool repair_hasty(struct fsck *f)
 	return false;
 }
 
-/* All that is to be done with opening, in one checkpoint. */
-static int open_repaired(struct fsck *f, const struct lost_node *lost, size_t losts)
+/*
+ * All that is to be done with opening, in one checkpoint. The trees become just
+ * what this round has seen: what owns a block is known of nothing else.
+ */
+static int open_repaired(struct fsck *f)
 {
 	struct runs claim = {0}, release = {0};
 	struct items items = {0};
-	struct lost_node *all = saved_and(f, lost, losts);
-	int ret = all ? space_changes(f, &claim, &release) : -ENOMEM;
+	int ret = space_changes(f, &claim, &release);
 
 	if (!ret)
 		ret = item_changes(f, &items);
 	if (!ret)
-		ret = open_for_repair(f, &claim, &release, &items, all,
-				      f->saved_count + losts);
+		ret = open_for_repair(f, &claim, &release, &items);
 	for (size_t i = 0; !ret && i < f->saved_count; i++)
 		problem_fixed(P_NODE_BAD);
 	if (!ret)
 		saved_fini(f);
-	free(all);
 	free(claim.v);
 	free(release.v);
 	free(items.v);
@@ -668,37 +667,50 @@ static int open_repaired(struct fsck *f, const struct lost_node *lost, size_t lo
 }
 
 /* The root of the files, and nothing of what it led to. */
-static bool all_lost(const struct fsck *f, const struct lost_node *lost, size_t losts)
+static bool all_lost(const struct fsck *f)
 {
 	const struct disk_ptr *root = &f->super.root[TABLE_FILES].ptr;
 
-	for (size_t i = 0; i < losts; i++)
-		if (lost[i].table == TABLE_FILES && lost[i].level &&
-		    lost[i].block == get64(root->block))
+	for (size_t i = 0; !f->found_count && i < f->saved_count; i++)
+		if (f->saved[i].table == TABLE_FILES && f->saved[i].level &&
+		    !f->saved[i].items && f->saved[i].block == get64(root->block))
 			return true;
 	return false;
+}
+
+/* What is lost, and what can be had of it: another round is to see it so. */
+static int see_lost(struct fsck *f)
+{
+	uint64_t found = f->found_count, items = 0;
+	size_t losts, had = f->saved_count;
+	struct lost_node *lost = lost_nodes(f, &losts);
+	int ret = lost ? salvage(f, lost, losts) : -ENOMEM;
+
+	free(lost);
+	for (size_t i = had; i < f->saved_count; i++)
+		items += f->saved[i].item_count;
+	if (!ret && (f->found_count > found || items))
+		printf("%s: of what lost nodes held some is found%s\n", f->path,
+		       f->bitmaps_lost ? "; without the bitmaps, some of that may be "
+					 "older than what was lost" : "");
+	return ret;
 }
 
 int repair_all(struct fsck *f)
 {
 	int ret = repair_super(f), closed;
-	struct lost_node *lost;
-	size_t losts;
 	bool wait;
 
 	if (ret || !f->v || (only_super(&f->repairs) && !f->saved_count))
 		return ret;
-	lost = lost_nodes(f, &losts);
-	ret = lost ? salvage(f, lost, &losts) : -ENOMEM;
-	if (f->seen_anew) {
-		printf("%s: of what lost nodes held some is found\n", f->path);
-	} else if (!ret && all_lost(f, lost, losts)) {
-		free(lost);
+	ret = see_lost(f);
+	if (!ret && all_lost(f)) {
+		saved_fini(f);
+		f->seen_anew = false;
 		return rescue(f, P_NODE_BAD, &f->super);
-	} else if (!ret) {
-		ret = open_repaired(f, lost, losts);
 	}
-	free(lost);
+	if (!ret && !f->seen_anew)
+		ret = open_repaired(f);
 	if (ret || f->seen_anew)
 		return ret;
 	wait = entries_come_back(&f->repairs);

@@ -198,30 +198,6 @@ static void note_node(struct rescue *r, const struct disk_node *d)
 	r->root[i] = (struct root){d->self, d->level};
 }
 
-/* Where the host holds data from `off` on; false: nowhere. */
-static bool next_data(const struct rescue *r, uint64_t *off, uint64_t *end)
-{
-	int fd = image_fd(r->f->file);
-	off_t data, hole;
-
-	*end = r->blocks << r->shift;
-	if (*end > r->f->im->bytes)	/* it was cut short */
-		*end = r->f->im->bytes >> r->shift << r->shift;
-	if (*off >= *end)
-		return false;
-	if (fd < 0 || r->f->file->blockdev)
-		return true;
-	data = lseek(fd, (off_t)*off, SEEK_DATA);
-	if (data < 0)
-		return errno == EINVAL;
-	hole = lseek(fd, data, SEEK_HOLE);
-	*off = (uint64_t)data >> r->shift << r->shift;
-	if (hole >= 0 && (uint64_t)hole < *end)
-		*end = (((uint64_t)hole - 1) >> r->shift << r->shift) +
-		       (1ull << r->shift);
-	return *off < *end;
-}
-
 static int scan_nodes(struct rescue *r)
 {
 	size_t size = (size_t)1 << r->shift;
@@ -230,16 +206,17 @@ static int scan_nodes(struct rescue *r)
 	int ret = buf ? 0 : -ENOMEM;
 
 	r->roots = r->top = 0;
-	while (!ret && next_data(r, &off, &end)) {
-		size_t n = end - off < PIECE ? (size_t)(end - off) : PIECE;
+	while (buf && fsck_next_data(r->f, r->shift, r->blocks, &off, &end))
+		while (off < end) {
+			size_t n = end - off < PIECE ? (size_t)(end - off) : PIECE;
 
-		fsck_read_all(r->f, buf, size, n / size, off);
-		for (size_t at = 0; at < n; at += size)
-			if (is_node(r, (void *)(buf + at), (off + at) >> r->shift))
-				note_node(r, (void *)(buf + at));
-		off += n;
-		cli_progress("nodes", off >> r->shift, r->blocks);
-	}
+			fsck_read_all(r->f, buf, size, n / size, off);
+			for (size_t at = 0; at < n; at += size)
+				if (is_node(r, (void *)(buf + at), (off + at) >> r->shift))
+					note_node(r, (void *)(buf + at));
+			off += n;
+			cli_progress("nodes", off >> r->shift, r->blocks);
+		}
 	cli_progress_end();
 	free(buf);
 	return ret;
@@ -400,7 +377,8 @@ static int first_node(struct rescue *r, uint64_t *at)
 	int ret = buf ? -ENOENT : -ENOMEM;
 
 	r->shift = BLOCK_SHIFT_MAX;
-	while (ret == -ENOENT && next_data(r, &off, &end)) {
+	while (ret == -ENOENT &&
+	       fsck_next_data(r->f, r->shift, r->blocks, &off, &end)) {
 		size_t n = end - off < PIECE ? (size_t)(end - off) : PIECE;
 
 		fsck_read_all(r->f, buf, 4096, n / 4096, off);

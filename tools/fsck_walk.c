@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define LEVEL_DROPPED 255u	/* a node that replay has replaced */
 
@@ -47,6 +48,36 @@ void fsck_read_all(struct fsck *f, void *buf, size_t size, size_t n, uint64_t of
 		if (image_pread(f->im, at, size, off) &&
 		    image_pread(f->im, at, size, off))
 			memset(at, 0, size);
+}
+
+bool fsck_next_data(struct fsck *f, unsigned shift, uint64_t blocks, uint64_t *off,
+		    uint64_t *end)
+{
+	int fd = image_fd(f->file);
+	off_t data, hole;
+
+	*end = blocks << shift;
+	if (*end > f->im->bytes)	/* it was cut short */
+		*end = f->im->bytes >> shift << shift;
+	if (*off >= *end)
+		return false;
+	if (fd < 0 || f->file->blockdev)
+		return true;
+	data = lseek(fd, (off_t)*off, SEEK_DATA);
+	if (data < 0)
+		return errno == EINVAL;
+	hole = lseek(fd, data, SEEK_HOLE);
+	*off = (uint64_t)data >> shift << shift;
+	if (hole >= 0 && (uint64_t)hole < *end)
+		*end = (((uint64_t)hole - 1) >> shift << shift) + (1ull << shift);
+	return *off < *end;
+}
+
+int key_cmp(const void *a, size_t alen, const void *b, size_t blen)
+{
+	int c = memcmp(a, b, alen < blen ? alen : blen);
+
+	return c ? c : (alen > blen) - (alen < blen);
 }
 
 /* ---- owners ------------------------------------------------------------------- */
