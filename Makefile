@@ -44,8 +44,8 @@ VERB_SRC  := $(filter-out $(CLI_SRC) $(FSCK_SRC),$(wildcard tools/*.c))
 MKFS_SRC  := $(wildcard mkfs/*.c)
 TEST_SRC  := $(wildcard tests/test_*.c tests/crash_*.c)
 TEST_LIB  := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
-AID_SRC   := $(wildcard tests/mnt/*.c tests/fsck/*.c)
-SRC       := $(wildcard alloc/*.c meta/*.c fs/*.c mkfs/*.c tools/*.c tests/*.c tests/bench/*.c) $(AID_SRC)
+AID_SRC   := $(filter-out tests/fsck/call.c,$(wildcard tests/mnt/*.c tests/fsck/*.c))
+SRC       := $(wildcard alloc/*.c meta/*.c fs/*.c mkfs/*.c tools/*.c tests/*.c tests/bench/*.c tests/fsck/*.c) $(filter tests/mnt/%,$(AID_SRC))
 
 CORE  := $(BUILD)/lib/libspaceweave.a
 ALLOC := $(BUILD)/lib/libspaceweave-alloc.a
@@ -111,7 +111,8 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(call obj,$(TEST_LIB)) $(CORE)
 		$(shell pkg-config --libs cmocka)
 
 # fsck.spaceweave as a function, for tests that give it an image.
-FSCK_CALL := $(call obj,$(filter-out tools/fsck.c,$(FSCK_SRC)) $(CLI_SRC)) $(BUILD)/tools/fsck_call.o
+FSCK_CALL := $(call obj,$(filter-out tools/fsck.c,$(FSCK_SRC)) $(CLI_SRC) tests/fsck/call.c) \
+	$(BUILD)/tools/fsck_call.o
 $(BUILD)/tools/fsck_call.o: tools/fsck.c
 	$(call say,CC,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(CFLAGS) -Dmain=fsck_main -Wno-missing-prototypes -MMD -MP -c -o $@ $<

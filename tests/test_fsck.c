@@ -17,6 +17,7 @@
 #include "meta/meta.h"
 #include "meta/repair.h"
 #include "tests/fault.h"
+#include "tests/fsck/call.h"
 #include "tests/group.h"
 
 #include <errno.h>
@@ -100,53 +101,19 @@ static struct fault *disk;		/* what fsck is given */
 
 /* ---- the program as a function ------------------------------------------------- */
 
-int fsck_main(int argc, char **argv);
-int __wrap_image_open(const char *path, enum image_mode mode, struct image **out);
-int __real_image_open(const char *path, enum image_mode mode, struct image **out);
-void __wrap_exit(int status) __attribute__((noreturn));
-void __real_exit(int status) __attribute__((noreturn));
-
-static jmp_buf out_of_fsck;
-static bool in_fsck;
 static char *said;
 static size_t said_len;
-
-int __wrap_image_open(const char *path, enum image_mode mode, struct image **out)
-{
-	if (!in_fsck)
-		return __real_image_open(path, mode, out);
-	*out = fault_image(disk);
-	return 0;
-}
-
-void __wrap_exit(int status)
-{
-	if (in_fsck)
-		longjmp(out_of_fsck, status + 1);
-	__real_exit(status);
-}
 
 /* Its exit status; what it says on both channels is in `said`. */
 static int fsck(const char *options)
 {
-	static FILE *out, *err;
-	char *argv[] = {(char *)"fsck", (char *)options, (char *)"image", NULL};
+	FILE *out = stdout, *err = stderr;
 	int ret;
 
 	free(said);
 	said = NULL;
-	out = stdout;
-	err = stderr;
 	stdout = stderr = open_memstream(&said, &said_len);
-	ret = setjmp(out_of_fsck);
-	if (ret) {
-		ret--;
-	} else {
-		in_fsck = true;
-		optind = 0;
-		ret = fsck_main(3, argv);
-	}
-	in_fsck = false;
+	ret = fsck_call(fault_image(disk), options);
 	fclose(stdout);
 	stdout = out;
 	stderr = err;

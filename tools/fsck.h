@@ -348,6 +348,8 @@ int fsck_walk(struct fsck *f, enum table t,
 	      int (*item)(struct fsck *f, const uint8_t *key, size_t klen,
 			  const uint8_t *val, size_t vlen));
 struct gap *gap_find(struct fsck *f, const struct lost_node *n);
+/* From now on anything may have been lost of the files. */
+int gap_anywhere(struct fsck *f);
 /* Which blocks of inode `ino` may have been mapped there; false: none. */
 bool gap_blocks(const struct gap *g, uint64_t ino, uint64_t *from, uint64_t *to);
 /*
@@ -403,6 +405,8 @@ void super_distrust_space(struct disk_super *s);
  */
 int rescue_super(struct fsck *f, const struct disk_super *from,
 		 struct disk_super *out);
+/* Has the tree that it finds more in it than is below these nodes? */
+bool rescue_finds_more(struct fsck *f, const struct found_node *n, size_t count);
 /*
  * What never changes, where no superblock tells: from the nodes, from where mkfs
  * puts things, and a new UUID. -ENOENT: there is no node of ours in the image.

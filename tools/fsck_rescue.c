@@ -456,14 +456,10 @@ int guess_super(struct fsck *f, struct disk_super *out)
 	return end - HEAD_BYTES < JOURNAL_MIN_UNITS * JOURNAL_UNIT ? -ENOENT : 0;
 }
 
-int rescue_super(struct fsck *f, const struct disk_super *from,
-		 struct disk_super *out)
+static int rescue_init(struct rescue *r, struct fsck *f, const struct disk_super *from)
 {
-	struct rescue *r = calloc(1, sizeof(*r));
 	int ret;
 
-	if (!r)
-		return -ENOMEM;
 	r->f = f;
 	r->s = *from;
 	r->shift = get32(from->block_shift);
@@ -473,12 +469,40 @@ int rescue_super(struct fsck *f, const struct disk_super *from,
 	r->s.durable_seq = put64(0);
 	r->s.tail_seq = put64(1);
 	ret = ring_survey(r);
-	if (!ret)
-		ret = build(r);
-	super_distrust_space(&r->s);
-	if (!ret)
+	return ret ? ret : build(r);
+}
+
+int rescue_super(struct fsck *f, const struct disk_super *from,
+		 struct disk_super *out)
+{
+	struct rescue *r = calloc(1, sizeof(*r));
+	int ret = r ? rescue_init(r, f, from) : -ENOMEM;
+
+	if (!ret) {
+		super_distrust_space(&r->s);
 		*out = r->s;
-	free(r->groups);
+	}
+	if (r)
+		free(r->groups);
 	free(r);
 	return ret;
+}
+
+bool rescue_finds_more(struct fsck *f, const struct found_node *n, size_t count)
+{
+	struct rescue *r = calloc(1, sizeof(*r));
+	int ret = r ? rescue_init(r, f, &f->super) : -ENOMEM;
+	uint64_t items = ret ? 0 : r->census.items;
+
+	if (r)
+		r->census = (struct census){0};
+	for (size_t i = 0; !ret && i < count; i++)
+		if (n[i].table == TABLE_FILES)
+			ret = count_below(r, &n[i].ptr, n[i].level);
+	if (!ret)
+		ret = items > r->census.items;
+	if (r)
+		free(r->groups);
+	free(r);
+	return ret > 0;
 }

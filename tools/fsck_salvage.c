@@ -103,12 +103,27 @@ static int take(struct search *s, const struct found_node *n)
 	return 0;
 }
 
+static bool root_lost(const struct search *s)
+{
+	const struct disk_ptr *root = &s->f->super.root[TABLE_FILES].ptr;
+
+	for (size_t i = 0; i < s->losts; i++)
+		if (s->lost[i].table == TABLE_FILES && s->lost[i].level &&
+		    s->lost[i].block == get64(root->block))
+			return true;
+	return false;
+}
+
 static int find_children(struct search *s)
 {
 	struct found_node *stray;
 	size_t strays;
 	int ret = strays_find(s->f, is_wanted, s, &stray, &strays);
 
+	/* An older tree then, whole or with more left of it. */
+	if (!ret && s->f->bitmaps_lost && root_lost(s) &&
+	    rescue_finds_more(s->f, stray, strays))
+		strays = 0;
 	for (size_t i = 0; !ret && i < strays; i++)
 		ret = take(s, &stray[i]);
 	free(stray);

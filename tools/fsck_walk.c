@@ -215,25 +215,38 @@ struct gap *gap_find(struct fsck *f, const struct lost_node *n)
 	return NULL;
 }
 
+static struct gap *gap_add(struct fsck *f, const struct lost_node *n)
+{
+	struct gap *g = grow(f->gaps, sizeof(*g), f->gap_count, &f->gap_room);
+
+	if (!g)
+		return NULL;
+	f->gaps = g;
+	g += f->gap_count++;
+	*g = (struct gap){.table = n->table, .level = n->level, .block = n->block};
+	return g;
+}
+
+int gap_anywhere(struct fsck *f)
+{
+	const struct lost_node none = {.table = TABLE_FILES, .level = UINT8_MAX};
+
+	return gap_add(f, &none) ? 0 : -ENOMEM;
+}
+
 static int gap_begin(struct fsck *f, const struct walker *w,
 		     const struct lost_node *n)
 {
 	struct gap *g = gap_find(f, n);
 
-	if (!g) {
-		g = grow(f->gaps, sizeof(*g), f->gap_count, &f->gap_room);
-		if (!g)
-			return -ENOMEM;
-		f->gaps = g;
-		g += f->gap_count++;
-		g->open = false;
-	}
+	if (!g)
+		g = gap_add(f, n);
+	if (!g)
+		return -ENOMEM;
 	f->gaps_open += !g->open;
-	*g = (struct gap){.table = n->table,
-			  .level = n->level,
-			  .block = n->block,
-			  .open = true,
-			  .lo_len = w->any ? w->last_len : 0};
+	g->open = true;
+	g->lo_len = w->any ? w->last_len : 0;
+	g->hi_len = 0;
 	memcpy(g->lo, w->last, g->lo_len);
 	return 0;
 }

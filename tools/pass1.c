@@ -204,6 +204,9 @@ int rescue(struct fsck *f, enum problem_id id, const struct disk_super *from)
 	}
 	if (!ret)
 		ret = super_replace(f, &s);
+	/* Between the tree that was found and the journal something may lack. */
+	if (!ret)
+		ret = gap_anywhere(f);
 	if (ret)
 		return ret;
 	problem_fixed(id);

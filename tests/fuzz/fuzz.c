@@ -22,11 +22,11 @@
  */
 #include "fs/fs.h"
 #include "meta/repair.h"
+#include "tests/fsck/call.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -597,48 +597,10 @@ static void use_it(void)
 /* ---- fsck ------------------------------------------------------------------------------ */
 
 #ifdef FUZZ_fsck_ALONE
-int fsck_main(int argc, char **argv);
-int __wrap_image_open(const char *path, enum image_mode mode, struct image **out);
-void __wrap_exit(int status) __attribute__((noreturn));
-void __real_exit(int status) __attribute__((noreturn));
-
-static jmp_buf out_of_fsck;
-static bool in_fsck;
-
-int __wrap_image_open(const char *path, enum image_mode mode, struct image **out)
-{
-	(void)path, (void)mode;
-	*out = &mem;
-	return 0;
-}
-
-void __wrap_exit(int status)
-{
-	if (in_fsck)
-		longjmp(out_of_fsck, status + 1);
-	__real_exit(status);
-}
-
-static int fsck(const char *options)
-{
-	char *argv[] = {(char *)"fsck", (char *)options, (char *)"image", NULL};
-	int ret = setjmp(out_of_fsck);
-
-	if (ret) {
-		in_fsck = false;
-		return ret - 1;
-	}
-	in_fsck = true;
-	optind = 0;
-	ret = fsck_main(3, argv);
-	in_fsck = false;
-	return ret;
-}
-
 static void fsck_it(bool compare)
 {
 	uint64_t before = checksum(disk, BYTES);
-	int n = fsck("-fcn"), y, errors;
+	int n = fsck_call(&mem, "-fcn"), y, errors;
 
 	must("-n changes the image", checksum(disk, BYTES) == before);
 	must("-n's status", n == 0 || n == 4 || n == 8 || n == 12);
@@ -646,11 +608,11 @@ static void fsck_it(bool compare)
 		errors = look_at_all(ANY);
 		must("-n calls clean what cannot be read", errors == 0);
 	}
-	y = fsck("-fy");
+	y = fsck_call(&mem, "-fy");
 	must("-y's status", (y & ~(1 | 4 | 8)) == 0);
 	must("-n finds nothing, -y does", n != 0 || y == 0);
 	if (y <= 1) {
-		must("clean after -y, and -n finds something", fsck("-fn") == 0);
+		must("clean after -y, and -n finds something", fsck_call(&mem, "-fn") == 0);
 		must("clean after -y, and does not open",
 		     look_at_all(compare ? DATA : ANY) >= 0);
 	}

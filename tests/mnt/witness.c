@@ -6,14 +6,16 @@
  *   witness note DIR NOTES        write down all that can be read
  *   witness change DIR            what damaged.sh does to a damaged volume; prints
  *                                 the new files that an fsync promised
- *   witness compare DIR NOTES exact|changed|repaired [PROMISED]
+ *   witness compare DIR NOTES exact|changed [PROMISED]
+ *   witness compare DIR NOTES repaired [OLDER]
  *
  * compare: what can be read must be what was noted, or the call must fail with an
  * error that says damage. exact: nothing is missing or new without such an error
  * where it is listed and where it is looked up. changed: the same, but for what
  * change does. repaired: names may be missing or in lost+found, counts of links
  * differ; an inode may be "rebuilt" with other attributes and another end, which is
- * counted; but no byte differs.
+ * counted; but no byte differs. What is in OLDER, notes of an earlier state, but not
+ * in NOTES, may be there again ("returned").
  * Goes on after whatever it finds. Exits with 0, 1 for a difference, 3 when the
  * file system has gone away. Its last line counts: reads of data that failed
  * ("unread") and other calls that did ("errors") apart.
@@ -307,7 +309,16 @@ static void save(const char *file)
 	printf("noted %u\n", recs_n);
 }
 
-static void load(const char *file)
+/* Is there a record of the same name or inode before this last one? */
+static bool is_known(const struct record *last)
+{
+	for (const struct record *r = recs; r < last; r++)
+		if (r->h.ino == last->h.ino || !strcmp(r->path, last->path))
+			return true;
+	return false;
+}
+
+static void load(const char *file, bool older)
 {
 	FILE *f = fopen(file, "r");
 	struct head h;
@@ -325,6 +336,8 @@ static void load(const char *file)
 		    fread(r->hashes, sizeof(uint64_t), h.blocks, f) != h.blocks ||
 		    fread(r->xattrs, 1, h.xattrs_len, f) != h.xattrs_len)
 			die(file);
+		if (older && is_known(r))
+			recs_n--;
 	}
 	fclose(f);
 }
@@ -636,15 +649,24 @@ static void compare_promised(const char *file)
 
 static int compare(int argc, char **argv)
 {
+	unsigned long returned = 0;
+	uint32_t noted;
+
 	top = argv[0];
-	load(argv[1]);
+	load(argv[1], false);
+	noted = recs_n;
 	mode = !strcmp(argv[2], "exact") ? EXACT : !strcmp(argv[2], "changed") ? CHANGED : REPAIRED;
+	if (argc > 3 && mode == REPAIRED)
+		load(argv[3], true);
 	visit(top, "");
-	if (argc > 3)
+	if (argc > 3 && mode != REPAIRED)
 		compare_promised(argv[3]);
-	if (mode == REPAIRED)
-		for (uint32_t i = 0; i < recs_n; i++)
-			missing += !recs[i].seen;
+	for (uint32_t i = 0; mode == REPAIRED && i < recs_n; i++) {
+		missing += i < noted && !recs[i].seen;
+		returned += i >= noted && recs[i].seen;
+	}
+	if (returned)
+		printf("%lu returned\n", returned);
 	printf("%s: %lu objects, %lu blocks, %lu unread, %lu errors, %lu missing, "
 	       "%lu rebuilt, %lu wrong\n", argv[2], objects, blocks, unread, errors, missing,
 	       rebuilt, wrong);
