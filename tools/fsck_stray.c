@@ -145,13 +145,13 @@ static int stray_add(struct search *s, const struct disk_node *d,
 	if (!p)
 		return -ENOMEM;
 	s->stray = p;
-	while (keys && s->key_room - s->key_bytes < 2 * KEY_MAX) {
+	if (s->key_room - s->key_bytes < 2 * KEY_MAX) {
+		keys = realloc(keys, 2 * s->key_room);
+		if (!keys)
+			return -ENOMEM;
+		s->keys = keys;
 		s->key_room *= 2;
-		keys = realloc(keys, s->key_room);
 	}
-	if (!keys)
-		return -ENOMEM;
-	s->keys = keys;
 	keys += s->key_bytes;
 	p[s->strays++] = (struct stray){.ptr = d->self,
 					.keys = s->key_bytes,
