@@ -96,6 +96,7 @@ wait
 
 # An image that cannot be written.
 cp --sparse=always repaired image
+: >out		# the limit is for this too
 (
 	trap '' XFSZ
 	ulimit -f 6
