@@ -302,6 +302,13 @@ static int note_gone(struct fsck *f, const struct lost_node *n)
 	return 0;
 }
 
+static int lost_later(struct fsck *f, const struct repair *r)
+{
+	if (r->kind != REPAIR_BITMAPS)
+		problem_only_nodes();
+	return repair_later(f, r);
+}
+
 /* Whole, but search does not come upon its items: they are to find their places. */
 static int walk_misplaced(struct fsck *f, enum table t, uint64_t block)
 {
@@ -312,7 +319,7 @@ static int walk_misplaced(struct fsck *f, enum table t, uint64_t block)
 	int ret = 0;
 
 	if (PROBLEM(P_LEAF_PLACE, .name = table_name(t), .blk = block))
-		ret = repair_later(f, &r);
+		ret = lost_later(f, &r);
 	f->nodes[t]++;
 	f->incomplete = true;
 	return ret ? ret : fsck_own(f, 0, block, 1);
@@ -335,7 +342,7 @@ static int walk_bad(void *ctx, enum table t, unsigned level, uint64_t block,
 
 	if (PROBLEM(P_NODE_BAD, .name = table_name(t), .is = level, .blk = block,
 		    .what = what) &&
-	    repair_later(w->f, &r))
+	    lost_later(w->f, &r))
 		return -ENOMEM;
 	w->f->incomplete = true;
 	w->f->lost[t] = true;

@@ -252,6 +252,7 @@ static struct {
 	const char *image;
 	enum problem_mode mode;
 	bool verbose;
+	bool only_nodes;	/* nothing else is told of this round */
 	uint64_t found[PROBLEMS], fixed[PROBLEMS];
 	FILE *held;		/* sentences held back */
 	char *text;
@@ -358,10 +359,13 @@ bool problem(enum problem_id id, const struct finding *f)
 {
 	const struct row *r = &rows[id];
 	FILE *to = state.held ? state.held : stdout;
-	uint64_t n = state.found[id]++;
-	bool repair, shown = state.verbose || n < SHOWN ||
-			     state.mode == PROBLEM_ASK;
+	bool repair, shown;
+	uint64_t n;
 
+	if (state.only_nodes && id != P_NODE_BAD && id != P_LEAF_PLACE)
+		return false;
+	n = state.found[id]++;
+	shown = state.verbose || n < SHOWN || state.mode == PROBLEM_ASK;
 	if (shown) {
 		cli_progress_end();
 		fprintf(to, "%s: %s ", state.image, r->code);
@@ -388,6 +392,12 @@ void problem_round(void)
 {
 	memset(state.found, 0, sizeof(state.found));
 	memset(state.fixed, 0, sizeof(state.fixed));
+	state.only_nodes = false;
+}
+
+void problem_only_nodes(void)
+{
+	state.only_nodes = true;
 }
 
 void problem_end_round(void)
