@@ -392,7 +392,6 @@ void problem_round(void)
 {
 	memset(state.found, 0, sizeof(state.found));
 	memset(state.fixed, 0, sizeof(state.fixed));
-	state.only_nodes = false;
 }
 
 void problem_only_nodes(void)
@@ -404,6 +403,7 @@ void problem_end_round(void)
 {
 	FILE *to = state.held ? state.held : stdout;
 
+	state.only_nodes = false;
 	if (state.verbose || state.mode == PROBLEM_ASK)
 		return;
 	for (unsigned i = 0; i < PROBLEMS; i++)

@@ -134,8 +134,8 @@ void problem_fixed(enum problem_id id);
 /* Begin a round of checking: counts start at 0. */
 void problem_round(void);
 /*
- * Nodes are lost, and another round is to see what there is without them: of this
- * one no other findings are told, counted or repaired.
+ * Nodes are lost, and another round is to see what there is without them: until
+ * this one ends no other findings are told, counted or repaired.
  */
 void problem_only_nodes(void);
 /* Say how often a sentence was held back because it had been said so often. */

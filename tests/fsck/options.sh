@@ -167,4 +167,8 @@ esac
 let_go
 fsck 1 -fy image
 fsck 0 -fn image
+# Nothing but the head is left.
+truncate -s 600000 image
+fsck 5 -fy image
+says 'S13 no tree of files is left'
 exit 0
