@@ -7,7 +7,7 @@
  * somewhere else; two blocks swapped; blocks as they were in OLDER, an earlier
  * copy of the image; rarely the image cut short. Half of it where metadata is:
  * in blocks that begin as ours do, or in the volume's first ones; the other half
- * anywhere that is not zero.
+ * anywhere that is not zero. Every eighth time a share of all nodes instead.
  */
 #include "meta/format.h"
 #include "tests/mnt/pattern.h"
@@ -168,9 +168,28 @@ static void one(uint64_t *cut)
 	}
 }
 
+/* Nodes alone, 1 to 50 % of them. */
+static void many(void)
+{
+	static const unsigned shares[] = {1, 5, 20, 50};
+	unsigned share = shares[rnd(4)], spoilt = 0;
+	uint32_t magic;
+
+	for (size_t i = 0; i < meta_n; i++) {
+		uint8_t *p = now + meta[i] * BLOCK;
+
+		memcpy(&magic, p, 4);
+		if (magic != NODE_MAGIC || rnd(100) >= share)
+			continue;
+		p[8 + rnd(BLOCK - 8)] ^= (uint8_t)(1 << rnd(8));
+		spoilt++;
+	}
+	printf("%u nodes\n", spoilt);
+}
+
 int main(int argc, char **argv)
 {
-	uint64_t bytes, old_bytes, cut = 0;
+	uint64_t bytes, old_bytes, left = 0, cut = 0;
 	uint8_t *was;
 	int fd;
 
@@ -187,10 +206,13 @@ int main(int argc, char **argv)
 	was = malloc(bytes);
 	memcpy(was, now, bytes);
 	survey();
-	for (uint64_t n = 1 + (rnd(3) ? rnd(3) : rnd(12)), done = 0; done < n || !memcmp(was, now, bytes); done++) {
-		if (cut)
-			break;
+	if (rnd(8))
+		left = 1 + (rnd(3) ? rnd(3) : rnd(12));
+	else
+		many();
+	while (!cut && (left || !memcmp(was, now, bytes))) {
 		one(&cut);
+		left -= left > 0;
 	}
 	fd = open(argv[1], O_WRONLY);
 	for (uint64_t b = 0; b < blocks; b++)
