@@ -1745,6 +1745,8 @@ static int find_spots(struct mend *m, unsigned level, const struct ptr *ptr,
 	if (!copy.d)
 		return -ENOMEM;
 	r = node_copy(m->v, m->tr->table, level, ptr, copy.d, &why);
+	if (r == 1 && !strcmp(why, NODE_UNREAD))	/* just now? */
+		r = node_copy(m->v, m->tr->table, level, ptr, copy.d, &why);
 	for (unsigned i = 0; r == 0 && i < node_count(&copy); i++) {
 		struct ptr child = node_child(&copy, i);
 
