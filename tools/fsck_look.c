@@ -333,6 +333,8 @@ static int look_map(struct look *l, uint64_t ino, uint64_t blk,
 	if (vlen < sizeof(m))
 		return 0;
 	memcpy(&m, val, sizeof(m));
+	if (get32(m.flags) & MAP_LOST)
+		return 0;	/* it has no place */
 	return owner(l, ino, get64(m.start), get32(m.len),
 		     fsck_text(l->f, "inode %" PRIu64 " from its block %" PRIu64,
 			       ino, blk));
