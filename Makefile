@@ -45,7 +45,7 @@ MKFS_SRC  := $(wildcard mkfs/*.c)
 TEST_SRC  := $(wildcard tests/test_*.c tests/crash_*.c)
 TEST_LIB  := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 AID_SRC   := $(filter-out tests/fsck/call.c,$(wildcard tests/mnt/*.c tests/fsck/*.c))
-SRC       := $(wildcard alloc/*.c meta/*.c fs/*.c mkfs/*.c tools/*.c tests/*.c tests/bench/*.c tests/fsck/*.c) $(filter tests/mnt/%,$(AID_SRC))
+SRC       := $(wildcard alloc/*.c meta/*.c fs/*.c mkfs/*.c tools/*.c tests/*.c tests/bench/*.c tests/mnt/*.c tests/fsck/*.c)
 
 CORE  := $(BUILD)/lib/libspaceweave.a
 ALLOC := $(BUILD)/lib/libspaceweave-alloc.a

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* Wrapped, so that a forgotten conversion does not compile; of alignment 1, for
  * items stand where they fit. */
@@ -182,6 +183,14 @@ struct disk_item {
 	le16 vlen;
 	uint8_t bytes[];	/* key, then value */
 };
+
+/* The order of keys: by bytes, and of one that begins as another the longer last. */
+static inline int key_cmp(const void *a, size_t alen, const void *b, size_t blen)
+{
+	int c = memcmp(a, b, alen < blen ? alen : blen);
+
+	return c ? c : (alen > blen) - (alen < blen);
+}
 
 #define KEY_MAX 268u		/* longest key: an xattr piece's, 8 + 1 + 255 + 1 + 2 */
 /* Longest value, so that four items always fit a node of the smallest block. */

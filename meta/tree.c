@@ -74,13 +74,6 @@ static struct item node_item(const struct node *n, unsigned i)
 			     get16(h.vlen)};
 }
 
-static int key_cmp(const void *a, size_t alen, const void *b, size_t blen)
-{
-	int c = memcmp(a, b, alen < blen ? alen : blen);
-
-	return c ? c : (alen > blen) - (alen < blen);
-}
-
 /* The last item whose key is not above `key`, or -1. */
 static int node_search(const struct node *n, const void *key, size_t klen,
 		       bool *exact)

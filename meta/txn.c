@@ -596,11 +596,14 @@ static int item_apply_locked(struct volume *v, const struct disk_jitem *ji)
 int items_apply_locked(struct volume *v, const struct disk_jitem *ji, unsigned items)
 {
 	const struct disk_jitem *at = ji;
+	bool unsettled = false;
 	int r = 0;
 
 	for (unsigned i = 0; i < items && r == 0; i++, at = item_next(at))
 		r = item_apply_locked(v, at);
-	for (unsigned i = 0; i < items; i++, ji = item_next(ji))
+	for (unsigned i = 0; i < TABLES; i++)
+		unsettled = unsettled || v->trees[i].unsettled;
+	for (unsigned i = 0; unsettled && i < items; i++, ji = item_next(ji))
 		if (ji->type == JITEM_DEL && v->trees[ji->table].unsettled)
 			tree_settle_locked(v, ji->table, ji->bytes, get16(ji->klen));
 	for (unsigned i = 0; i < TABLES; i++)

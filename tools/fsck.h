@@ -317,6 +317,11 @@ void repairs_fini(struct repairs *r);
  */
 int salvage(struct fsck *f, struct lost_node *lost, size_t losts);
 void saved_fini(struct fsck *f);
+/* What is saved and `more`, as volume_repair wants it; to be freed. */
+struct lost_node *saved_and(const struct fsck *f, const struct lost_node *more,
+			    size_t count);
+/* Does the superblock lead to it, and it to others? */
+bool is_files_root(const struct fsck *f, const struct lost_node *n);
 /*
  * Nodes in the image that the volume has, though nobody leads to them, of those
  * that are wanted; in an array to be freed.
@@ -328,13 +333,9 @@ const uint8_t *item_at(const struct disk_node *d, unsigned i, struct disk_item *
 /* Where the host holds data from *off on, up to *end; false: nowhere. */
 bool fsck_next_data(struct fsck *f, unsigned shift, uint64_t blocks, uint64_t *off,
 		    uint64_t *end);
-/* What is saved and `more`, as volume_repair wants it; to be freed. */
-struct lost_node *saved_and(const struct fsck *f, const struct lost_node *more,
-			    size_t count);
 
 /* ---- helpers of the passes ---------------------------------------------------------- */
 
-int key_cmp(const void *a, size_t alen, const void *b, size_t blen);
 /* printf into f->text, which is returned. */
 const char *fsck_text(struct fsck *f, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

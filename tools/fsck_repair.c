@@ -669,11 +669,8 @@ static int open_repaired(struct fsck *f)
 /* The root of the files, and nothing of what it led to. */
 static bool all_lost(const struct fsck *f)
 {
-	const struct disk_ptr *root = &f->super.root[TABLE_FILES].ptr;
-
 	for (size_t i = 0; !f->found_count && i < f->saved_count; i++)
-		if (f->saved[i].table == TABLE_FILES && f->saved[i].level &&
-		    !f->saved[i].items && f->saved[i].block == get64(root->block))
+		if (!f->saved[i].items && is_files_root(f, &f->saved[i]))
 			return true;
 	return false;
 }

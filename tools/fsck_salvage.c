@@ -103,13 +103,16 @@ static int take(struct search *s, const struct found_node *n)
 	return 0;
 }
 
+bool is_files_root(const struct fsck *f, const struct lost_node *n)
+{
+	return n->table == TABLE_FILES && n->level &&
+	       n->block == get64(f->super.root[TABLE_FILES].ptr.block);
+}
+
 static bool root_lost(const struct search *s)
 {
-	const struct disk_ptr *root = &s->f->super.root[TABLE_FILES].ptr;
-
 	for (size_t i = 0; i < s->losts; i++)
-		if (s->lost[i].table == TABLE_FILES && s->lost[i].level &&
-		    s->lost[i].block == get64(root->block))
+		if (is_files_root(s->f, &s->lost[i]))
 			return true;
 	return false;
 }

@@ -175,8 +175,8 @@ static int look_at(struct search *s, uint64_t block, const struct disk_node *d)
 	if (get32(d->magic) != NODE_MAGIC || !get16(d->count) ||
 	    get64(d->self.birth) > get64(s->f->super.gen) ||
 	    repair_node_verify(d, s->size, block) ||
-	    !edge_key(s, d, false, n.key, &n.klen) ||
-	    !edge_key(s, d, true, high_key, &high_len) || !s->wanted(s->ctx, &n))
+	    !edge_key(s, d, false, n.key, &n.klen) || !s->wanted(s->ctx, &n) ||
+	    !edge_key(s, d, true, high_key, &high_len))
 		return 0;
 	return stray_add(s, d, &n, high_key, high_len);
 }

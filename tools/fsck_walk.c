@@ -73,13 +73,6 @@ bool fsck_next_data(struct fsck *f, unsigned shift, uint64_t blocks, uint64_t *o
 	return *off < *end;
 }
 
-int key_cmp(const void *a, size_t alen, const void *b, size_t blen)
-{
-	int c = memcmp(a, b, alen < blen ? alen : blen);
-
-	return c ? c : (alen > blen) - (alen < blen);
-}
-
 /* ---- owners ------------------------------------------------------------------- */
 
 /* The reference count that holds block `blk`, or the first behind it. */

@@ -91,7 +91,7 @@ static const char *run_wrong(const struct disk_map *m, size_t vlen)
 	if (vlen != sizeof(*m) + (flags ? 0 : len * sizeof(le64)))
 		return "its checksums are not as many as its blocks";
 	if (flags & MAP_LOST && get64(m->start) > UINT32_MAX)
-		return "it is lost, and has a place";
+		return "it is longer than any file";
 	return NULL;
 }
 
