@@ -78,8 +78,9 @@ static void archive_add(const uint8_t *b, size_t len)
 		at += 60;
 		if (n > len - at)
 			break;
-		/* Tables of names and symbols are no inputs. */
-		if (b[at - 60] != '/')
+		/* Tables of names and symbols ("//", "/") are no inputs; "/" and a
+		 * number is a long name. */
+		if (b[at - 60] != '/' || (b[at - 59] >= '0' && b[at - 59] <= '9'))
 			input_add(b + at, n);
 		at += n + (n & 1);
 		if (at > len)
