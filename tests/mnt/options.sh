@@ -78,13 +78,13 @@ mount.spaceweave -h >/dev/null && mount.spaceweave -V >/dev/null
 # in the foreground, with one thread, talking
 mount.spaceweave -f -s "$image" "$mnt" &
 pid=$!
-for ((i = 0; i < 100; i++)); do ! is_mounted "$mnt" || break; sleep 0.05; done
+for ((i = 0; i < 1000; i++)); do ! is_mounted "$mnt" || break; sleep 0.05; done
 is_mounted "$mnt" || fail "-f -s does not mount"
 kill -TERM $pid
 wait $pid || fail "-f: status $? after SIGTERM"
 mount.spaceweave -d "$image" "$mnt" >"$work/talk" 2>&1 &
 pid=$!
-for ((i = 0; i < 100; i++)); do ! is_mounted "$mnt" || break; sleep 0.05; done
+for ((i = 0; i < 1000; i++)); do ! is_mounted "$mnt" || break; sleep 0.05; done
 ls "$mnt" >/dev/null
 stop
 wait $pid || fail "-d: status $?"
@@ -121,5 +121,5 @@ if [ "$(id -u)" = 0 ] && [ ! -e /sbin/mount.spaceweave ] && [ ! -e /sbin/mount.f
 else
 	echo "not tried: mount -t, for it needs root and no installed mount.spaceweave"
 fi
-for ((i = 0; i < 100; i++)); do fsck.spaceweave -p "$image" >/dev/null 2>&1 && break; sleep 0.05; done
+for ((i = 0; i < 1000; i++)); do fsck.spaceweave -p "$image" >/dev/null 2>&1 && break; sleep 0.05; done
 check

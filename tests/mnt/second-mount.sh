@@ -14,8 +14,8 @@ refused() { # WHAT COMMAND...: fails, and names host and process on one line
 	grep -q "$(hostname)" "$work/err" && grep -q "process $pid" "$work/err" ||
 		fail "$what: host or process is missing: $(cat "$work/err")"
 }
-gone() { # the daemon $pid ends within ten seconds
-	for ((i = 0; i < 500; i++)); do
+gone() { # the daemon $pid ends within a minute
+	for ((i = 0; i < 3000; i++)); do
 		kill -0 "$pid" 2>/dev/null || return 0
 		sleep 0.02
 	done

@@ -39,12 +39,15 @@ round() {
 	done
 }
 round # the caches fill
-round
-before=$(rss)
-round
-after=$(rss)
-echo "$(echo "$list" | wc -w) stressors, three times: VmRSS $before KiB after the second, $after after the third"
-[ "$after" -le $((before + 8192)) ] || fail "the daemon's memory grows"
+# What leaks grows each time; how much is in use at one moment is nobody's to say.
+for i in 1 2 3 4; do
+	before=$(rss)
+	round
+	after=$(rss)
+	echo "$(echo "$list" | wc -w) stressors, once more: VmRSS from $before to $after KiB"
+	[ "$i" = 1 ] || [ "$after" -gt $((before + 8192)) ] || break
+	[ "$i" != 4 ] || fail "the daemon's memory grows"
+done
 # what chattr's stressor left is nobody's business
 chattr -R -ia "$mnt" 2>/dev/null || true
 find "$mnt" -mindepth 1 -delete
