@@ -135,6 +135,23 @@ int super_load(struct image *im, struct disk_super *out, unsigned *slot,
 	return super_pick(im, out, slot, &unread, msg, msg_len);
 }
 
+int super_settle(struct image *im)
+{
+	struct disk_super s;
+	char msg[128];
+	unsigned slot;
+	int r = image_flush(im);
+
+	if (r == 0) {
+		image_forget(im, 0, HEAD_BYTES);
+		if (super_load(im, &s, &slot, msg, sizeof(msg)) == 0 &&
+		    get32(s.flags) & SUPER_CLEAN)
+			return 0;
+	}
+	image_forget(im, 0, im->bytes);
+	return r;
+}
+
 int super_load_to_write(struct image *im, struct disk_super *out, unsigned *slot,
 			char *msg, size_t msg_len)
 {

@@ -214,6 +214,11 @@ static void file_push(struct image *im)
 	sync_file_range(fd_of(im), 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
+static void file_forget(struct image *im, uint64_t off, uint64_t len)
+{
+	posix_fadvise(fd_of(im), (off_t)off, (off_t)len, POSIX_FADV_DONTNEED);
+}
+
 static int file_resize(struct image *im, uint64_t bytes)
 {
 	if (im->blockdev)
@@ -248,6 +253,7 @@ static const struct image_ops file_ops = {
 	.mapped = file_mapped,
 	.shared = file_shared,
 	.push = file_push,
+	.forget = file_forget,
 	.resize = file_resize,
 	.close = file_close,
 };

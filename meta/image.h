@@ -45,6 +45,9 @@ struct image_ops {
 		     uint64_t ahead);
 	/* Begin to write out what is dirty, without waiting. May be NULL. */
 	void (*push)(struct image *im);
+	/* What is read next comes from the disk, not from the host's memory of it;
+	   what was not flushed may stay in that. May be NULL. */
+	void (*forget)(struct image *im, uint64_t off, uint64_t len);
 	int (*resize)(struct image *im, uint64_t bytes);
 	void (*close)(struct image *im);
 };
@@ -119,6 +122,12 @@ static inline void image_push(struct image *im)
 {
 	if (im->ops->push)
 		im->ops->push(im);
+}
+
+static inline void image_forget(struct image *im, uint64_t off, uint64_t len)
+{
+	if (im->ops->forget)
+		im->ops->forget(im, off, len);
 }
 
 static inline void image_close(struct image *im)

@@ -384,6 +384,14 @@ const struct disk_super *volume_super(const struct volume *v);
  * or -EBADMSG. */
 int super_verify(const struct disk_super *s, unsigned slot, const char **why);
 void super_seal(struct disk_super *s, unsigned slot);
+/*
+ * Before anything is read that somebody is going to build on by writing: what
+ * reads show from here on is on the disk. A daemon that was killed may not have
+ * flushed what it wrote; and where a flush has failed, the host's memory shows
+ * what no later flush writes. That it forgets: the head, and of a volume that is
+ * not clean everything (before a superblock says clean, a flush has succeeded).
+ */
+int super_settle(struct image *im);
 /* Read the newest good slot. Looks only; needs no lock. -EINVAL: neither is a
  * superblock. */
 int super_load(struct image *im, struct disk_super *out, unsigned *slot,

@@ -544,9 +544,7 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	v->pool_floor = v->reserve_want / 2 < 256 ? v->reserve_want / 2 : 256;
 	v->reserve_want -= v->pool_floor;
 	repair_bitmaps(v);
-	r = image_flush(v->im);
-	if (r == 0)
-		r = mmp_take(v, msg, msg_len);
+	r = mmp_take(v, msg, msg_len);
 	if (r == 0)
 		r = space_open(v);
 	if (r == 0)
@@ -612,6 +610,12 @@ int volume_open(struct image *im, const struct volume_options *opt,
 
 	if (msg_len)
 		*msg = 0;
+	r = opt->readonly ? 0 : super_settle(im);
+	if (r) {
+		snprintf(msg, msg_len, "what was written before cannot be made "
+			 "durable: %s", strerror(-r));
+		return r;
+	}
 	r = opt->readonly || opt->repair
 		    ? super_load(im, &s, &slot, msg, msg_len)
 		    : super_load_to_write(im, &s, &slot, msg, msg_len);

@@ -503,9 +503,13 @@ static void mount_for(struct scripts *all, struct volume **v)
 	assert_int_equal(fs_open(*v, &options.fs, &all->fs), 0);
 }
 
-/* Killed before call n; true if that came. Then what of it all is left by a cut? */
-static bool kill_at(struct scripts *all, uint64_t n, unsigned room_blks,
-		    struct fault_plan *plan)
+/*
+ * A daemon ends at call n; true if that came. It is killed before any call, or a
+ * flush fails, and what that was to cover the disk never has, though this host's
+ * memory shows it. The next daemon goes on. Then what of it all is left by a cut?
+ */
+static bool end_at(struct scripts *all, enum fault_call kind, uint64_t n,
+		   unsigned room_blks, struct fault_plan *plan)
 {
 	struct volume_geometry g = {.bytes = 1u << 20};
 	uint64_t zero = 0, nil = 0;
@@ -529,14 +533,16 @@ static bool kill_at(struct scripts *all, uint64_t n, unsigned room_blks,
 	scripts_note(all);
 	for (unsigned i = 0; i < sizeof(before_kill) / sizeof(before_kill[0]); i++)
 		script_add(s, before_kill[i]);
-	fault_fail(all->f, FAULT_CALLS, n, EIO, true, false);
+	fault_fail(all->f, kind, n, EIO,
+		   kind == FAULT_CALLS, kind == FAULT_FLUSH);
 	script_run(s, s->steps);
 	killed = fault_failures(all->f) != 0;
 	fs_close(all->fs);
 	volume_abandon(v);
 	fault_fail(all->f, FAULT_CALLS, 0, 0, false, false);
 
-	/* The next daemon finds what was written, be it on the disk or not. */
+	/* The next daemon finds what was written, be it on the disk or not; but
+	   not what the disk has given up. */
 	plan->from = fault_log_length(all->f);
 	mount_for(all, &v);
 	scripts_resume(all);
@@ -553,13 +559,12 @@ static bool kill_at(struct scripts *all, uint64_t n, unsigned room_blks,
 	return killed;
 }
 
-static void a_daemon_is_killed_and_then_the_power_is_cut(void **state)
+static void ends_and_then_a_cut(enum fault_call kind, struct effort effort)
 {
-	struct scripts all = {.effort = share(12000, 10)};
+	struct scripts all = {.effort = effort};
 	char again[64];
 	bool killed = true;
 
-	(void)state;
 	all.again = again;
 	for (uint64_t i = 0; killed && !effort_spent(&all.effort, all.states); i++) {
 		/* On a full volume the next daemon takes what has just come free. */
@@ -568,11 +573,23 @@ static void a_daemon_is_killed_and_then_the_power_is_cut(void **state)
 			.seed = seed + i, .all_below = 3, .random = 4, .torn = 2,
 		};
 
-		snprintf(again, sizeof(again), "crash_recovery: SEED=%" PRIu64 " (killed %"
-			 PRIu64 ")", seed, i);
-		killed = kill_at(&all, i / 2, room_blks, &plan);
+		snprintf(again, sizeof(again), "crash_recovery: SEED=%" PRIu64 " (%s %"
+			 PRIu64 ")", seed, kind == FAULT_FLUSH ? "flush" : "killed", i);
+		killed = end_at(&all, kind, i / 2, room_blks, &plan);
 	}
 	print_message("%" PRIu64 " crash states\n", all.states);
+}
+
+static void a_daemon_is_killed_and_then_the_power_is_cut(void **state)
+{
+	(void)state;
+	ends_and_then_a_cut(FAULT_CALLS, share(12000, 10));
+}
+
+static void a_flush_fails_and_the_next_daemon_is_cut(void **state)
+{
+	(void)state;
+	ends_and_then_a_cut(FAULT_FLUSH, share(12000, 10));
 }
 
 int main(void)
@@ -585,6 +602,7 @@ int main(void)
 		cmocka_unit_test(mkfs_cut_short_leaves_the_old_or_the_new),
 		cmocka_unit_test(recovery_done_twice_gives_the_same),
 		cmocka_unit_test(a_daemon_is_killed_and_then_the_power_is_cut),
+		cmocka_unit_test(a_flush_fails_and_the_next_daemon_is_cut),
 	};
 
 	seed = env_u64("SEED", 1);

@@ -540,6 +540,33 @@ static int f_mapped(struct image *im, uint64_t *off, uint64_t *len)
 	return page > from ? 0 : -ENOENT;
 }
 
+/* What a failed flush gave up is not shown any more, so it is not on the disk. */
+static void f_forget(struct image *im, uint64_t off, uint64_t len)
+{
+	struct fault *f = of(im);
+	bool any = false;
+
+	(void)off, (void)len;
+	pthread_mutex_lock(&f->m);
+	for (uint64_t i = 0; i < f->events; i++) {
+		struct event *e = &f->log[i];
+
+		if (!e->lost || (e->type != EVENT_WRITE && e->type != EVENT_DISCARD))
+			continue;
+		*e = (struct event){.type = EVENT_WRITE, .data = e->data};
+		any = true;
+	}
+	if (any)
+		disk_reset(&f->now, &f->base);
+	for (uint64_t i = 0; any && i < f->events; i++) {
+		const struct event *e = &f->log[i];
+
+		if (e->type == EVENT_WRITE || e->type == EVENT_DISCARD)
+			disk_write(&f->now, e->data, e->len, e->off);
+	}
+	pthread_mutex_unlock(&f->m);
+}
+
 static int f_resize(struct image *im, uint64_t bytes)
 {
 	struct fault *f = of(im);
@@ -566,6 +593,7 @@ static const struct image_ops fault_ops = {
 	.discard = f_discard,
 	.ensure = f_ensure,
 	.mapped = f_mapped,
+	.forget = f_forget,
 	.resize = f_resize,
 	.close = f_close,
 };

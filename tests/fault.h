@@ -74,7 +74,8 @@ void fault_slow_flush(struct fault *f, unsigned us);
  * every one if `for_ever`. A failing write does nothing, or with `torn`
  * reaches the disk in part; a failing flush makes nothing durable and, with
  * `torn`, what was written since the last one is as good as lost: later
- * flushes do not cover it (as Linux does it). FAULT_CALLS: calls of all kinds
+ * flushes do not cover it (as Linux does it), though it can be read until the
+ * image is told to forget. FAULT_CALLS: calls of all kinds
  * but reads. err 0 ends it. A promise of space that fails with ENOSPC does so
  * for what was never written alone.
  */

@@ -170,6 +170,15 @@ static void open_image(struct fsck *f)
 			 cli_holder(f->path, holder, sizeof(holder)));
 }
 
+static void settle(const struct fsck *f)
+{
+	int ret = super_settle(f->im);
+
+	if (ret)
+		cli_die(EXIT_OPERATION, "what was written to '%s' before cannot be "
+			"made durable: %s", f->path, strerror(-ret));
+}
+
 /* From now on what is written over is saved first. */
 static void open_undo(struct fsck *f)
 {
@@ -559,6 +568,8 @@ int main(int argc, char **argv)
 	if (f.slot_wanted >= 0) {
 		status = show_super(&f);
 	} else {
+		if (f.mode != PROBLEM_CHECK)
+			settle(&f);
 		recognise(&f);
 		if (f.undo && f.mode != PROBLEM_CHECK)
 			open_undo(&f);
