@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -1005,6 +1006,83 @@ static void a_resize_asks_the_source(void **state)
 	assert_int_equal(alloc_close(NULL), 0);
 }
 
+/* Three chunks, all free; who loads the second waits, and may fail. */
+struct slow {
+	struct alloc *a;
+	sem_t begun, go;
+	int err, exact;
+};
+
+static int slow_load(void *ctx, uint64_t chunk, void *bits)
+{
+	struct slow *s = ctx;
+	int err = 0;
+
+	memset(bits, 0, ALLOC_CHUNK_BYTES);
+	if (chunk == 1) {
+		sem_post(&s->begun);
+		sem_wait(&s->go);
+		err = s->err;
+		s->err = 0;
+	}
+	return err;
+}
+
+static int slow_describe(void *ctx, uint64_t chunk, uint64_t *count, uint32_t *free)
+{
+	(void)ctx;
+	*count = 3 - chunk;
+	*free = ALLOC_CHUNK;
+	return 0;
+}
+
+static void *slow_exact(void *arg)
+{
+	struct slow *s = arg;
+
+	s->exact = alloc_exact(s->a, ALLOC_CHUNK + 5, 1);
+	return NULL;
+}
+
+/* The source tells of it meanwhile; it is found then, or when it came to be. */
+static void a_chunk_that_is_being_loaded_is_not_passed_over(void **state)
+{
+	(void)state;
+	for (unsigned failing = 0; failing < 2; failing++) {
+		struct slow s = { .err = failing ? -ENOMEM : 0 };
+		struct alloc_config cfg = { .units = 3 * ALLOC_CHUNK };
+		struct alloc_source src = { &s, slow_load, slow_describe };
+		pthread_t thread;
+		struct extent out[4];
+		unsigned count;
+		uint64_t got;
+
+		sem_init(&s.begun, 0, 0);
+		sem_init(&s.go, 0, 0);
+		assert_int_equal(alloc_open(&cfg, &src, cfg.units, &s.a), 0);
+		assert_int_equal(pthread_create(&thread, NULL, slow_exact, &s), 0);
+		sem_wait(&s.begun);
+		assert_int_equal(alloc_vec(s.a, ALLOC_NO_GOAL, ALLOC_CHUNK, out, 4,
+					   &count, &got), 0);
+		/* Should somebody wait for it. */
+		sem_post(&s.go);
+		if (failing)
+			pthread_join(thread, NULL);
+		sem_post(&s.go);
+		assert_int_equal(alloc_vec(s.a, ALLOC_NO_GOAL, 2 * ALLOC_CHUNK - 1,
+					   out, 4, &count, &got), 0);
+		assert_int_equal(got, 2 * ALLOC_CHUNK - 1);
+		if (!failing)
+			pthread_join(thread, NULL);
+		assert_true(failing ? s.exact == -ENOMEM
+				    : !s.exact || s.exact == -EBUSY);
+		check(s.a);
+		assert_int_equal(alloc_close(s.a), 0);
+		sem_destroy(&s.begun);
+		sem_destroy(&s.go);
+	}
+}
+
 /* From the middle of a run, over chunks in and not in the tree, to its start. */
 static void a_free_run_is_told_from_its_start(void **state)
 {
@@ -1337,6 +1415,7 @@ int main(void)
 		cmocka_unit_test(a_source_is_asked_as_needed),
 		cmocka_unit_test(a_source_that_lies_is_found_out),
 		cmocka_unit_test(a_resize_asks_the_source),
+		cmocka_unit_test(a_chunk_that_is_being_loaded_is_not_passed_over),
 		cmocka_unit_test(a_free_run_is_told_from_its_start),
 		cmocka_unit_test(a_check_sees_what_is_at_odds),
 		cmocka_unit_test(sixteen_threads_never_share_a_unit),
