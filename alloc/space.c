@@ -405,6 +405,20 @@ int space_give(struct op *op, uint64_t s, uint64_t e)
 	return 0;
 }
 
+void space_end_at(struct op *op, uint64_t end)
+{
+	struct run run;
+	uint32_t before;
+
+	if (space_long_run(op->a, end, &run)) {
+		space_cut(op, run, end, run.start + run.len);
+		return;
+	}
+	before = free_before(op, end);
+	if (before)
+		hint_push(op, end - before, before);
+}
+
 int space_index_chunk(struct op *op, uint64_t chunk, bool long_too)
 {
 	struct chunk *c = chunks_peek(&op->a->chunks, chunk);

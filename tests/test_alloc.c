@@ -1006,6 +1006,81 @@ static void a_resize_asks_the_source(void **state)
 	assert_int_equal(alloc_close(NULL), 0);
 }
 
+/* Where the space ends nobody has looked yet, or not for long. */
+static void a_space_ends_in_a_chunk_that_nobody_knows(void **state)
+{
+	struct liar l = { 1, 0, 0, false, 0 };
+	struct alloc_config cfg = { .units = 2 * ALLOC_CHUNK - 100 };
+	struct alloc_source src = { &l, liar_load, liar_describe };
+	struct extent e;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, &src, cfg.units - 7232, &a), 0);
+	assert_int_equal(alloc_resize(a, 900 * ALLOC_CHUNK + 1, NULL), 0);
+	check(a);
+	/* The border is far from all that was ever looked at; forth, and back. */
+	assert_int_equal(alloc_resize(a, 500 * ALLOC_CHUNK + 7, NULL), 0);
+	check(a);
+	assert_int_equal(alloc_resize(a, 800 * ALLOC_CHUNK + 3, NULL), 0);
+	check(a);
+	assert_int_equal(alloc_any(a, 798 * ALLOC_CHUNK, &e), 0);
+	assert_int_equal(alloc_exact(a, 0, ALLOC_CHUNK), 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+/* Every allocation fails in turn; `holes` is about what a short list can hold. */
+static void resize_starved(uint64_t units, uint64_t to, unsigned holes, bool tail)
+{
+	bool failed = true;
+
+	for (uint64_t n = 0; failed; n++) {
+		struct alloc_config cfg = { .units = units };
+		struct alloc *a;
+		struct extent e;
+		uint64_t free_units;
+		int err;
+
+		assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+		for (unsigned i = 0; i < holes; i++)
+			assert_int_equal(alloc_exact(a, units - 9000 + 2 * i, 1), 0);
+		if (tail)
+			assert_int_equal(alloc_exact(a, units - 500, 1), 0);
+		free_units = alloc_free_units(a);
+		fault_memory(n, true);
+		err = alloc_resize(a, to, NULL);
+		failed = fault_memory(UINT64_MAX, false) > n;
+		assert_true(!err || (failed && err == -ENOMEM));
+		check(a);
+		free_units += err ? 0 : to - units;
+		assert_int_equal(alloc_free_units(a), free_units);
+		while (free_units) {
+			uint64_t got;
+			unsigned count;
+
+			assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, free_units,
+						   &e, 1, &count, &got), 0);
+			free_units -= got;
+		}
+		check(a);
+		assert_int_equal(alloc_close(a), 0);
+	}
+}
+
+static void a_resize_without_memory_changes_nothing(void **state)
+{
+	(void)state;
+	for (unsigned holes = 29; holes < 34; holes++)
+		for (unsigned tail = 0; tail < 2; tail++) {
+			resize_starved(2 * ALLOC_CHUNK, 2 * ALLOC_CHUNK - 10,
+				       holes, tail);
+			resize_starved(2 * ALLOC_CHUNK + 9000,
+				       300 * ALLOC_CHUNK + 5, holes, tail);
+		}
+	resize_starved(300 * ALLOC_CHUNK + 9000, 200 * ALLOC_CHUNK + 7, 0, false);
+}
+
 /* Three chunks, all free; who loads the second waits, and may fail. */
 struct slow {
 	struct alloc *a;
@@ -1415,6 +1490,8 @@ int main(void)
 		cmocka_unit_test(a_source_is_asked_as_needed),
 		cmocka_unit_test(a_source_that_lies_is_found_out),
 		cmocka_unit_test(a_resize_asks_the_source),
+		cmocka_unit_test(a_space_ends_in_a_chunk_that_nobody_knows),
+		cmocka_unit_test(a_resize_without_memory_changes_nothing),
 		cmocka_unit_test(a_chunk_that_is_being_loaded_is_not_passed_over),
 		cmocka_unit_test(a_free_run_is_told_from_its_start),
 		cmocka_unit_test(a_check_sees_what_is_at_odds),
