@@ -645,19 +645,26 @@ bool hints_search_lost(struct op *op)
 	uint64_t chunk, units = op->a->units;
 	struct chunk *c;
 	struct hood h;
+	bool again;
 
 	chunk = sh->lost[sh->lost_count - 1];
 	if (hood_lock(op, chunk * ALLOC_CHUNK,
-		      min_u64((chunk + 1) * ALLOC_CHUNK, units), &h))
+		      min_u64((chunk + 1) * ALLOC_CHUNK, units), &h)) {
+		atomic_set(&op->a->lost_all, true);
 		return false;
+	}
 	atomic_set(&sh->lost_count, sh->lost_count - 1);
 	c = chunks_peek(&op->a->chunks, chunk);
 	c->lost = false;
 	op->refill = true;
 	space_index_chunk(op, chunk, false);
 	op->refill = false;
+	/* Without memory it is lost again: there is no use in more of this. */
+	again = !c->lost;
+	if (!again)
+		atomic_set(&op->a->lost_all, true);
 	hood_unlock(op, &h);
-	return true;
+	return again;
 }
 
 bool hints_steal(struct shard *own, struct shard *from, uint32_t len)

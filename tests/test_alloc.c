@@ -1006,6 +1006,34 @@ static void a_resize_asks_the_source(void **state)
 	assert_int_equal(alloc_close(NULL), 0);
 }
 
+/* Runs that the bins had no room for, when there is no memory to search them. */
+static void lost_runs_wait_for_memory(void **state)
+{
+	struct alloc_config cfg = { .units = 2 * ALLOC_CHUNK, .shards = 1 };
+	uint64_t free_units = 0, got;
+	struct extent e;
+	struct alloc *a;
+	unsigned count;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_any(a, cfg.units, &e), 0);
+	a->hints += 8 * a->hints_max;
+	for (; free_units < 1000; free_units++)
+		assert_int_equal(alloc_free(a, 3 * free_units, 1), 0);
+	fault_memory(0, true);
+	while (pool_get(&a->hint_blocks))
+		;
+	assert_int_equal(alloc_any(a, 1, &e), -ENOMEM);
+	assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, 5, &e, 1, &count, &got), -ENOMEM);
+	fault_memory(UINT64_MAX, false);
+	check(a);
+	for (; free_units; free_units--)
+		assert_int_equal(alloc_any(a, 1, &e), 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
 /* Where the space ends nobody has looked yet, or not for long. */
 static void a_space_ends_in_a_chunk_that_nobody_knows(void **state)
 {
@@ -1490,6 +1518,7 @@ int main(void)
 		cmocka_unit_test(a_source_is_asked_as_needed),
 		cmocka_unit_test(a_source_that_lies_is_found_out),
 		cmocka_unit_test(a_resize_asks_the_source),
+		cmocka_unit_test(lost_runs_wait_for_memory),
 		cmocka_unit_test(a_space_ends_in_a_chunk_that_nobody_knows),
 		cmocka_unit_test(a_resize_without_memory_changes_nothing),
 		cmocka_unit_test(a_chunk_that_is_being_loaded_is_not_passed_over),
