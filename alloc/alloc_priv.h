@@ -234,6 +234,12 @@ int space_cut(struct op *op, struct run run, uint64_t s, uint64_t e);
 /* In the same hood, after it: units that are in no index become used. */
 int space_mark_used(struct op *op, uint64_t s, uint64_t e);
 
+/*
+ * With the world stopped: what is free from `end` on, to where the space ended
+ * until now, leaves the index.
+ */
+void space_end_at(struct op *op, uint64_t end);
+
 /* Index every run of a chunk; in its hood. Short runs only, or all. */
 int space_index_chunk(struct op *op, uint64_t chunk, bool long_too);
 

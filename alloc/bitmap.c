@@ -696,6 +696,17 @@ static const struct chunks_known *known_find(const struct chunks *t,
 	return NULL;
 }
 
+/* The size that chunk `index` has in a space of `units`. */
+static uint32_t chunk_exist(uint64_t index, uint64_t units)
+{
+	uint64_t first = index * ALLOC_CHUNK;
+
+	if (first >= units)
+		return 0;
+	return units - first < ALLOC_CHUNK ? (uint32_t)(units - first)
+					   : ALLOC_CHUNK;
+}
+
 static struct chunk *page_new(struct chunks *t, uint64_t page)
 {
 	struct chunk *p = pool_get(&t->structs);
@@ -704,14 +715,10 @@ static struct chunk *page_new(struct chunks *t, uint64_t page)
 		return NULL;
 	for (unsigned i = 0; i < PAGE_CHUNKS; i++) {
 		uint64_t index = page * PAGE_CHUNKS + i;
-		uint64_t first = index * ALLOC_CHUNK;
 		const struct chunks_known *k = known_find(t, index);
 
 		latch_init(&p[i].latch, RANK_CHUNK, "chunk");
-		if (first < t->units)
-			p[i].units = t->units - first < ALLOC_CHUNK
-					     ? (uint32_t)(t->units - first)
-					     : ALLOC_CHUNK;
+		p[i].units = chunk_exist(index, t->units);
 		chunk_become(t, &p[i], false);
 		p[i].state = CHUNK_UNKNOWN;
 		/* A save that is to come here must find what is now. */
@@ -852,12 +859,8 @@ static uint64_t min_count(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static void chunk_resize(struct chunks *t, uint64_t index, uint64_t units)
 {
 	struct chunk *c = chunks_peek(t, index);
-	uint64_t first = index * ALLOC_CHUNK;
-	uint32_t exist = 0;
+	uint32_t exist = chunk_exist(index, units);
 
-	if (units > first)
-		exist = units - first < ALLOC_CHUNK ? (uint32_t)(units - first)
-						    : ALLOC_CHUNK;
 	if (exist < c->units) {
 		uint32_t gone = c->units - exist;
 

@@ -14,9 +14,11 @@
 
 /*
  * State changes hands under the chunk's lock, or with the world stopped; so
- * looking takes a shard too. Set to `to`, if that is not negative.
+ * looking takes a shard too. A state that is `from` becomes `to`, in the same
+ * moment: what is described meanwhile must not be loaded over. Returns what it
+ * was.
  */
-static int chunk_state(struct alloc *a, uint64_t chunk, int to)
+static int chunk_change(struct alloc *a, uint64_t chunk, int from, int to)
 {
 	struct chunk *c = chunks_peek(&a->chunks, chunk);
 	struct shard *sh = &a->shards[op_shard_of_thread(a)];
@@ -27,17 +29,24 @@ static int chunk_state(struct alloc *a, uint64_t chunk, int to)
 	latch_lock(&sh->latch);
 	latch_lock(&c->latch);
 	state = c->state;
-	if (to >= 0)
+	if (state == from)
 		c->state = (uint8_t)to;
 	latch_unlock(&c->latch);
 	latch_unlock(&sh->latch);
 	return state;
 }
 
+static int chunk_state(struct alloc *a, uint64_t chunk)
+{
+	return chunk_change(a, chunk, -1, -1);
+}
+
 /* Make `bits` the chunk's, which is not ready yet. Consumes them. */
 int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
 {
+	uint64_t s = chunk * ALLOC_CHUNK;
 	struct chunk *c;
+	struct hood h;
 	struct op op;
 	int err = op_enter_world(a, &op);
 
@@ -46,9 +55,9 @@ int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
 		return err;
 	}
 	c = chunks_get(&a->chunks, chunk);
-	if (!c) {
+	err = c ? hood_lock(&op, s, s + c->units, &h) : -ENOMEM;
+	if (err) {
 		pool_put(&a->chunks.maps, bits);
-		err = -ENOMEM;
 		goto out;
 	}
 	chunk_adopt(&a->chunks, c, bits);
@@ -57,15 +66,10 @@ int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
 		c->state = CHUNK_LOADING;
 		err = -EUCLEAN;
 	} else {
-		struct hood h;
-		uint64_t s = chunk * ALLOC_CHUNK;
-
 		op.sh->n.chunk_loads++;
-		err = hood_lock(&op, s, s + c->units, &h);
-		if (!err)
-			err = space_index_chunk(&op, chunk, true);
-		hood_unlock(&op, &h);
+		err = space_index_chunk(&op, chunk, true);
 	}
+	hood_unlock(&op, &h);
 out:
 	op_leave(&op);
 	return err;
@@ -93,10 +97,9 @@ int load_chunk(struct alloc *a, uint64_t chunk, uint32_t expect)
 	if (!chunks_get(&a->chunks, chunk))
 		return -ENOMEM;
 	lock_lock(&a->load_lock);
-	while ((state = chunk_state(a, chunk, -1)) == CHUNK_LOADING)
+	while ((state = chunk_change(a, chunk, CHUNK_UNKNOWN, CHUNK_LOADING)) ==
+	       CHUNK_LOADING)
 		lock_wait(&a->load_lock, &a->load_done);
-	if (state == CHUNK_UNKNOWN)
-		chunk_state(a, chunk, CHUNK_LOADING);
 	lock_unlock(&a->load_lock);
 	if (state == CHUNK_READY)
 		return 0;
@@ -105,7 +108,7 @@ int load_chunk(struct alloc *a, uint64_t chunk, uint32_t expect)
 
 	lock_lock(&a->load_lock);
 	if (err)
-		chunk_state(a, chunk, CHUNK_UNKNOWN);
+		chunk_change(a, chunk, CHUNK_LOADING, CHUNK_UNKNOWN);
 	pthread_cond_broadcast(&a->load_done);
 	lock_unlock(&a->load_lock);
 	return err;
@@ -148,20 +151,43 @@ static int enter_free(struct op *op, uint64_t first, uint64_t end)
 	return 0;
 }
 
-/* Chunks [first, first + count) are wholly free, or full. */
-int load_alike(struct alloc *a, uint64_t first, uint64_t count, bool free)
+/* The first chunk of [first, end) that is being loaded, or `end`. */
+static uint64_t next_loading(const struct chunks *t, uint64_t first, uint64_t end)
+{
+	uint64_t i = first;
+
+	while ((i = chunks_next(t, i, end)) < end &&
+	       chunks_peek(t, i)->state != CHUNK_LOADING)
+		i++;
+	return i;
+}
+
+/*
+ * Chunks [first, first + *count) are wholly free, or full. Ends where one is
+ * being loaded: should that fail, it is to be described again. *count: how far
+ * it came.
+ */
+static int enter_alike(struct alloc *a, uint64_t first, uint64_t *count, bool free)
 {
 	struct op op;
+	uint64_t end;
 	int err = op_enter_world(a, &op);
 
 	if (err)
 		return err;
-	if (free)
-		err = enter_free(&op, first, first + count);
-	else
-		err = chunks_describe(&a->chunks, first, count, false);
+	end = next_loading(&a->chunks, first, first + *count);
+	*count = end - first;
+	if (*count && free)
+		err = enter_free(&op, first, end);
+	else if (*count)
+		err = chunks_describe(&a->chunks, first, *count, false);
 	op_leave(&op);
 	return err;
+}
+
+int load_alike(struct alloc *a, uint64_t first, uint64_t count, bool free)
+{
+	return enter_alike(a, first, &count, free);
 }
 
 /* Learn of chunks from `at` on; *count of them are then known. */
@@ -172,7 +198,7 @@ static int describe(struct alloc *a, uint64_t at, uint64_t *count)
 	int err;
 
 	*count = 1;
-	if (chunk_state(a, at, -1) != CHUNK_UNKNOWN)
+	if (chunk_state(a, at) != CHUNK_UNKNOWN)
 		return load_chunk(a, at, UINT32_MAX);
 	err = a->source.describe(a->source.ctx, at, count, &free);
 	if (err)
@@ -182,7 +208,7 @@ static int describe(struct alloc *a, uint64_t at, uint64_t *count)
 	*count = min_u64(*count, left);
 	units = (uint32_t)min_u64(ALLOC_CHUNK, a->units - at * ALLOC_CHUNK);
 	if (!free || free >= units)
-		return load_alike(a, at, *count, free);
+		return enter_alike(a, at, count, free);
 	if (*count != 1)
 		return -EUCLEAN;
 	return load_chunk(a, at, free);

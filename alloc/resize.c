@@ -38,12 +38,31 @@ static int enter_new(struct op *op, uint64_t from, uint64_t to)
 	return err;
 }
 
+/* At hand: a struct for each border that enter_new() comes to. */
+static int prepare_structs(struct alloc *a, uint64_t from, uint64_t to)
+{
+	uint64_t i = chunk_of(from), end = chunk_of(to - 1) + 1;
+	size_t pages = 2;
+
+	while ((i = chunks_next(&a->chunks, i, end)) < end) {
+		i = (i / PAGE_CHUNKS + 1) * PAGE_CHUNKS;
+		pages++;
+	}
+	return pool_prepare(&a->chunks.structs, 2 * pages);
+}
+
 static int grow(struct op *op, uint64_t units)
 {
 	struct alloc *a = op->a;
 	uint64_t was = a->units;
-	int err = was % ALLOC_CHUNK ? space_ready(op, was - 1, was) : 0;
+	int err = 0;
 
+	if (was % ALLOC_CHUNK)
+		err = chunks_get(&a->chunks, chunk_of(was))
+			      ? space_ready(op, was - 1, was)
+			      : -ENOMEM;
+	if (!err)
+		err = prepare_structs(a, was, units);
 	if (!err)
 		err = chunks_resize(&a->chunks, units);
 	if (err)
@@ -96,7 +115,7 @@ static int shrink(struct op *op, uint64_t units, struct extent *blocking)
 {
 	struct alloc *a = op->a;
 	uint64_t gone = a->units - units;
-	struct run run;
+	struct hood h;
 	int err = find_used(op, units, blocking);
 
 	if (err)
@@ -111,22 +130,17 @@ static int shrink(struct op *op, uint64_t units, struct extent *blocking)
 	err = promise_from_all(op, gone);
 	if (err)
 		return err;
-	if (space_long_run(a, units, &run)) {
-		err = space_cut(op, run, units, a->units);
-	} else {
-		struct hood h;
-
-		err = hood_lock(op, units, a->units, &h);
-		if (!err)
-			err = space_take(op, units, a->units);
-	}
+	/* What can fail comes before the first change. */
+	err = hood_lock(op, units, units, &h);
 	if (!err)
 		err = chunks_resize(&a->chunks, units);
-	if (err)
+	if (err) {
 		atomic_add(&a->pool, gone);
-	else
-		atomic_set(&a->units, units);
-	return err;
+		return err;
+	}
+	space_end_at(op, units);
+	atomic_set(&a->units, units);
+	return 0;
 }
 
 int alloc_resize(struct alloc *a, uint64_t units, struct extent *blocking)

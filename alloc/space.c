@@ -405,6 +405,20 @@ int space_give(struct op *op, uint64_t s, uint64_t e)
 	return 0;
 }
 
+void space_end_at(struct op *op, uint64_t end)
+{
+	struct run run;
+	uint32_t before;
+
+	if (space_long_run(op->a, end, &run)) {
+		space_cut(op, run, end, run.start + run.len);
+		return;
+	}
+	before = free_before(op, end);
+	if (before)
+		hint_push(op, end - before, before);
+}
+
 int space_index_chunk(struct op *op, uint64_t chunk, bool long_too)
 {
 	struct chunk *c = chunks_peek(&op->a->chunks, chunk);
@@ -631,19 +645,26 @@ bool hints_search_lost(struct op *op)
 	uint64_t chunk, units = op->a->units;
 	struct chunk *c;
 	struct hood h;
+	bool again;
 
 	chunk = sh->lost[sh->lost_count - 1];
 	if (hood_lock(op, chunk * ALLOC_CHUNK,
-		      min_u64((chunk + 1) * ALLOC_CHUNK, units), &h))
+		      min_u64((chunk + 1) * ALLOC_CHUNK, units), &h)) {
+		atomic_set(&op->a->lost_all, true);
 		return false;
+	}
 	atomic_set(&sh->lost_count, sh->lost_count - 1);
 	c = chunks_peek(&op->a->chunks, chunk);
 	c->lost = false;
 	op->refill = true;
 	space_index_chunk(op, chunk, false);
 	op->refill = false;
+	/* Without memory it is lost again: there is no use in more of this. */
+	again = !c->lost;
+	if (!again)
+		atomic_set(&op->a->lost_all, true);
 	hood_unlock(op, &h);
-	return true;
+	return again;
 }
 
 bool hints_steal(struct shard *own, struct shard *from, uint32_t len)

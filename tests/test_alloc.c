@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -1005,6 +1006,186 @@ static void a_resize_asks_the_source(void **state)
 	assert_int_equal(alloc_close(NULL), 0);
 }
 
+/* Runs that the bins had no room for, when there is no memory to search them. */
+static void lost_runs_wait_for_memory(void **state)
+{
+	struct alloc_config cfg = { .units = 2 * ALLOC_CHUNK, .shards = 1 };
+	uint64_t free_units = 0, got;
+	struct extent e;
+	struct alloc *a;
+	unsigned count;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_any(a, cfg.units, &e), 0);
+	a->hints += 8 * a->hints_max;
+	for (; free_units < 1000; free_units++)
+		assert_int_equal(alloc_free(a, 3 * free_units, 1), 0);
+	fault_memory(0, true);
+	while (pool_get(&a->hint_blocks))
+		;
+	assert_int_equal(alloc_any(a, 1, &e), -ENOMEM);
+	assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, 5, &e, 1, &count, &got), -ENOMEM);
+	fault_memory(UINT64_MAX, false);
+	check(a);
+	for (; free_units; free_units--)
+		assert_int_equal(alloc_any(a, 1, &e), 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+/* Where the space ends nobody has looked yet, or not for long. */
+static void a_space_ends_in_a_chunk_that_nobody_knows(void **state)
+{
+	struct liar l = { 1, 0, 0, false, 0 };
+	struct alloc_config cfg = { .units = 2 * ALLOC_CHUNK - 100 };
+	struct alloc_source src = { &l, liar_load, liar_describe };
+	struct extent e;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, &src, cfg.units - 7232, &a), 0);
+	assert_int_equal(alloc_resize(a, 900 * ALLOC_CHUNK + 1, NULL), 0);
+	check(a);
+	/* The border is far from all that was ever looked at; forth, and back. */
+	assert_int_equal(alloc_resize(a, 500 * ALLOC_CHUNK + 7, NULL), 0);
+	check(a);
+	assert_int_equal(alloc_resize(a, 800 * ALLOC_CHUNK + 3, NULL), 0);
+	check(a);
+	assert_int_equal(alloc_any(a, 798 * ALLOC_CHUNK, &e), 0);
+	assert_int_equal(alloc_exact(a, 0, ALLOC_CHUNK), 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+/* Every allocation fails in turn; `holes` is about what a short list can hold. */
+static void resize_starved(uint64_t units, uint64_t to, unsigned holes, bool tail)
+{
+	bool failed = true;
+
+	for (uint64_t n = 0; failed; n++) {
+		struct alloc_config cfg = { .units = units };
+		struct alloc *a;
+		struct extent e;
+		uint64_t free_units;
+		int err;
+
+		assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+		for (unsigned i = 0; i < holes; i++)
+			assert_int_equal(alloc_exact(a, units - 9000 + 2 * i, 1), 0);
+		if (tail)
+			assert_int_equal(alloc_exact(a, units - 500, 1), 0);
+		free_units = alloc_free_units(a);
+		fault_memory(n, true);
+		err = alloc_resize(a, to, NULL);
+		failed = fault_memory(UINT64_MAX, false) > n;
+		assert_true(!err || (failed && err == -ENOMEM));
+		check(a);
+		free_units += err ? 0 : to - units;
+		assert_int_equal(alloc_free_units(a), free_units);
+		while (free_units) {
+			uint64_t got;
+			unsigned count;
+
+			assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, free_units,
+						   &e, 1, &count, &got), 0);
+			free_units -= got;
+		}
+		check(a);
+		assert_int_equal(alloc_close(a), 0);
+	}
+}
+
+static void a_resize_without_memory_changes_nothing(void **state)
+{
+	(void)state;
+	for (unsigned holes = 29; holes < 34; holes++)
+		for (unsigned tail = 0; tail < 2; tail++) {
+			resize_starved(2 * ALLOC_CHUNK, 2 * ALLOC_CHUNK - 10,
+				       holes, tail);
+			resize_starved(2 * ALLOC_CHUNK + 9000,
+				       300 * ALLOC_CHUNK + 5, holes, tail);
+		}
+	resize_starved(300 * ALLOC_CHUNK + 9000, 200 * ALLOC_CHUNK + 7, 0, false);
+}
+
+/* Three chunks, all free; who loads the second waits, and may fail. */
+struct slow {
+	struct alloc *a;
+	sem_t begun, go;
+	int err, exact;
+};
+
+static int slow_load(void *ctx, uint64_t chunk, void *bits)
+{
+	struct slow *s = ctx;
+	int err = 0;
+
+	memset(bits, 0, ALLOC_CHUNK_BYTES);
+	if (chunk == 1) {
+		sem_post(&s->begun);
+		sem_wait(&s->go);
+		err = s->err;
+		s->err = 0;
+	}
+	return err;
+}
+
+static int slow_describe(void *ctx, uint64_t chunk, uint64_t *count, uint32_t *free)
+{
+	(void)ctx;
+	*count = 3 - chunk;
+	*free = ALLOC_CHUNK;
+	return 0;
+}
+
+static void *slow_exact(void *arg)
+{
+	struct slow *s = arg;
+
+	s->exact = alloc_exact(s->a, ALLOC_CHUNK + 5, 1);
+	return NULL;
+}
+
+/* The source tells of it meanwhile; it is found then, or when it came to be. */
+static void a_chunk_that_is_being_loaded_is_not_passed_over(void **state)
+{
+	(void)state;
+	for (unsigned failing = 0; failing < 2; failing++) {
+		struct slow s = { .err = failing ? -ENOMEM : 0 };
+		struct alloc_config cfg = { .units = 3 * ALLOC_CHUNK };
+		struct alloc_source src = { &s, slow_load, slow_describe };
+		pthread_t thread;
+		struct extent out[4];
+		unsigned count;
+		uint64_t got;
+
+		sem_init(&s.begun, 0, 0);
+		sem_init(&s.go, 0, 0);
+		assert_int_equal(alloc_open(&cfg, &src, cfg.units, &s.a), 0);
+		assert_int_equal(pthread_create(&thread, NULL, slow_exact, &s), 0);
+		sem_wait(&s.begun);
+		assert_int_equal(alloc_vec(s.a, ALLOC_NO_GOAL, ALLOC_CHUNK, out, 4,
+					   &count, &got), 0);
+		/* Should somebody wait for it. */
+		sem_post(&s.go);
+		if (failing)
+			pthread_join(thread, NULL);
+		sem_post(&s.go);
+		assert_int_equal(alloc_vec(s.a, ALLOC_NO_GOAL, 2 * ALLOC_CHUNK - 1,
+					   out, 4, &count, &got), 0);
+		assert_int_equal(got, 2 * ALLOC_CHUNK - 1);
+		if (!failing)
+			pthread_join(thread, NULL);
+		assert_true(failing ? s.exact == -ENOMEM
+				    : !s.exact || s.exact == -EBUSY);
+		check(s.a);
+		assert_int_equal(alloc_close(s.a), 0);
+		sem_destroy(&s.begun);
+		sem_destroy(&s.go);
+	}
+}
+
 /* From the middle of a run, over chunks in and not in the tree, to its start. */
 static void a_free_run_is_told_from_its_start(void **state)
 {
@@ -1337,6 +1518,10 @@ int main(void)
 		cmocka_unit_test(a_source_is_asked_as_needed),
 		cmocka_unit_test(a_source_that_lies_is_found_out),
 		cmocka_unit_test(a_resize_asks_the_source),
+		cmocka_unit_test(lost_runs_wait_for_memory),
+		cmocka_unit_test(a_space_ends_in_a_chunk_that_nobody_knows),
+		cmocka_unit_test(a_resize_without_memory_changes_nothing),
+		cmocka_unit_test(a_chunk_that_is_being_loaded_is_not_passed_over),
 		cmocka_unit_test(a_free_run_is_told_from_its_start),
 		cmocka_unit_test(a_check_sees_what_is_at_odds),
 		cmocka_unit_test(sixteen_threads_never_share_a_unit),
