@@ -27,6 +27,9 @@
  *     writes a last mark for the last flush.
  *  4. A salt drawn at each writable mount is in every group: none of an
  *     earlier lap, mount or mkfs is ever taken for one of this.
+ *  5. No unit of a group but its first begins with GROUP_MAGIC, whatever users
+ *     write: a search of the ring, which looks at every unit, never takes the
+ *     contents of a file, or of an xattr, for a group.
  *
  * Replay (journal_scan, journal_apply): the highest durable_seq in the ring is
  * found first; then the chain is followed from the tail. Beyond durable_seq
@@ -96,11 +99,88 @@ static int group_room(struct group *g, size_t more)
 }
 
 /*
- * Have an open group with room for `len` more bytes; called before anything is
- * applied, so that appending cannot fail.
+ * A filler goes before an item that would put GROUP_MAGIC at the start of a
+ * unit: the deletion of a key that is never there, of this table and beginning
+ * with this byte, for which no kind of reference has been defined.
+ */
+#define FILLER_TABLE TABLE_REFS
+#define FILLER_KEY_MAX 2u
+#define FILLER_MAX (sizeof(struct disk_jitem) + FILLER_KEY_MAX)
+
+/* Fillers that so many bytes of items can need: one where a unit begins. */
+static size_t fillers_max(size_t len)
+{
+	return (len / JOURNAL_UNIT + 2) * FILLER_MAX;
+}
+
+/*
+ * Does a unit that begins within [from, to) of this buffer begin as a group
+ * does? Items begin and end there. The magic lies across none of their ends: an
+ * item's header begins and ends with bytes that are not in it.
+ */
+static bool looks_like_group(const uint8_t *buf, size_t from, size_t to)
+{
+	le32 magic;
+
+	for (size_t at = round_unit(from); at + sizeof(magic) <= to;
+	     at += JOURNAL_UNIT) {
+		memcpy(&magic, buf + at, sizeof(magic));
+		if (get32(magic) == GROUP_MAGIC)
+			return true;
+	}
+	return false;
+}
+
+static void filler_put(uint8_t *at, size_t klen)
+{
+	struct disk_jitem h = {.type = JITEM_DEL,
+			       .table = FILLER_TABLE,
+			       .klen = put16((uint16_t)klen)};
+
+	memcpy(at, &h, sizeof(h));
+	memset(at + sizeof(h), 0, klen);
+}
+
+/* Append an item, behind a filler if need be. Two places of the magic cannot
+ * be one byte apart: the longer filler helps where the shorter does not. */
+static void group_add_item(struct group *g, const struct disk_jitem *ji)
+{
+	size_t len = sizeof(*ji) + get16(ji->klen) + get16(ji->vlen), filler = 0;
+
+	memcpy(g->buf + g->len, ji, len);
+	for (size_t klen = 1; looks_like_group(g->buf, g->len, g->len + filler + len);
+	     klen++) {
+		assert(klen <= FILLER_KEY_MAX);
+		filler = sizeof(*ji) + klen;
+		filler_put(g->buf + g->len, klen);
+		memcpy(g->buf + g->len + filler, ji, len);
+	}
+	g->len += filler + len;
+	g->items += 1 + (filler > 0);
+}
+
+static void group_add(struct group *g, const void *items, size_t len,
+		      unsigned count)
+{
+	const struct disk_jitem *ji = items;
+
+	memcpy(g->buf + g->len, items, len);
+	if (!looks_like_group(g->buf, g->len, g->len + len)) {
+		g->len += len;
+		g->items += count;
+		return;
+	}
+	for (; count; count--, ji = item_next(ji))
+		group_add_item(g, ji);
+}
+
+/*
+ * Have an open group with room for `len` more bytes of items; called before
+ * anything is applied, so that appending cannot fail.
  */
 int journal_room_locked(struct volume *v, size_t len)
 {
+	len += fillers_max(len);
 	if (!v->open) {
 		v->open = group_new(v, len < 8192 ? 8192 : len);
 		if (!v->open)
@@ -113,11 +193,11 @@ int journal_room_locked(struct volume *v, size_t len)
 uint64_t journal_append_locked(struct volume *v, struct txn *t)
 {
 	struct group *g = v->open;
+	size_t before = g->len;
 
-	assert(g && g->len + t->len <= g->cap);
-	memcpy(g->buf + g->len, t->buf, t->len);
-	g->len += t->len;
-	g->items += t->items;
+	group_add(g, t->buf, t->len, t->items);
+	t->used = g->len - before;
+	assert(g->len <= g->cap);
 	g->data_bytes += t->data_bytes;
 	if (t->held.head) {
 		held_publish(v, &t->held);
@@ -145,7 +225,10 @@ static void group_close_locked(struct volume *v, struct group *g)
 	lock_unlock(&v->journal);
 }
 
-/* Let the data of a group go with it, if it is little and there is room. */
+/*
+ * Let the data of a group go with it, if it is little and there is room, and if
+ * none of it would look like a group: that is put into its place at once.
+ */
 static void group_load(struct volume *v, struct group *g)
 {
 	size_t len = held_ride_bytes(v, &g->held);
@@ -155,8 +238,12 @@ static void group_load(struct volume *v, struct group *g)
 		    (int64_t)(v->ring_reserve + len + 2 * JOURNAL_UNIT) ||
 	    group_room(g, len))
 		return;
+	held_copy_items(v, &g->held, g->buf + g->len);
+	if (looks_like_group(g->buf, g->len, g->len + len))
+		return;
 	g->items += g->held.count;
-	g->len += held_ride(v, &g->held, g->buf + g->len);
+	g->len += len;
+	held_join(&v->riding, &g->held);
 	atomic_fetch_sub(&v->ring_free, (int64_t)len);
 }
 

@@ -445,10 +445,10 @@ void held_publish(struct volume *v, const struct held_list *l);
 void held_end(struct volume *v, struct held_list *l);
 /* Put all of a list into place and end holding it. */
 int held_write(struct volume *v, struct held_list *l);
-/* As journal items into a group, so many bytes (0: none of it, there is too
- * much); held on in v->riding. */
+/* What rides in a group as journal items, so many bytes (0: none of it, there is
+ * too much): copied here, and held on in v->riding. */
 size_t held_ride_bytes(const struct volume *v, const struct held_list *l);
-size_t held_ride(struct volume *v, struct held_list *l, uint8_t *to);
+void held_copy_items(const struct volume *v, const struct held_list *l, uint8_t *to);
 /* Hold what rode in a group; -EFSCORRUPTED if the block is held already. */
 int held_replay(struct volume *v, const struct disk_jitem *ji,
 		struct held_list *l);
@@ -461,7 +461,8 @@ int journal_init(struct volume *v);
 void journal_fini(struct volume *v);
 /* Room for `len` more bytes in the open group, so that appending cannot fail. */
 int journal_room_locked(struct volume *v, size_t len);
-/* Append a transaction's items and data to the open group; returns its seq. */
+/* Append a transaction's items and data to the open group; returns its seq, and
+ * in t->used what that takes of the ring. */
 uint64_t journal_append_locked(struct volume *v, struct txn *t);
 /* Close the open group, if there is one; with `ride`, little data goes into it. */
 void journal_close_locked(struct volume *v, bool ride);

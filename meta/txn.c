@@ -749,7 +749,6 @@ int txn_commit(struct txn *t)
 		return r;
 	}
 	apply_locked(t);
-	t->used = v->readonly ? 0 : t->len;
 	kick = v->open && (v->open->len > GROUP_FULL_BYTES ||
 			   v->open->data_bytes > GROUP_FULL_DATA);
 	rwlock_unlock(&v->commit);
