@@ -39,7 +39,8 @@
  *
  * Space in the ring is promised before a transaction's first lock and returned
  * when it is known what was used. A part stays aside for checkpoints, which
- * are what makes room.
+ * are what makes room: for padding and marks, and for three of the largest groups
+ * that they can write for themselves (own_set_aside()).
  */
 #include "meta/meta_priv.h"
 #include "meta/repair.h"
@@ -199,6 +200,7 @@ uint64_t journal_append_locked(struct volume *v, struct txn *t)
 	t->used = g->len - before;
 	assert(g->len <= g->cap);
 	g->data_bytes += t->data_bytes;
+	atomic_fetch_add(&v->touched, t->touched);
 	if (t->held.head) {
 		held_publish(v, &t->held);
 		held_join(&g->held, &t->held);
@@ -215,8 +217,10 @@ static void group_close_locked(struct volume *v, struct group *g)
 	g->unit = v->head_unit;
 	g->salt = v->salt;
 	v->head_unit += padded / JOURNAL_UNIT;
-	atomic_fetch_sub(&v->ring_free,
-			 (int64_t)(padded - (g->len - sizeof(struct disk_group))));
+	/* a checkpoint's own has its room aside */
+	if (!g->of_gen)
+		atomic_fetch_sub(&v->ring_free,
+				 (int64_t)(padded - (g->len - sizeof(struct disk_group))));
 	atomic_fetch_add(&v->unflushed, g->data_bytes);
 	g->next = NULL;
 	lock_lock(&v->journal);
@@ -259,15 +263,83 @@ void journal_close_locked(struct volume *v, bool ride)
 	group_close_locked(v, g);
 }
 
-int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
-		      uint64_t *seq)
+/* ---- a checkpoint's own group --------------------------------------------------- */
+
+#define OWN_ITEM (sizeof(struct disk_jitem) + 16)	/* takes or frees a run */
+/* What one bitmap that changes makes of it, at worst: it and its leaf are taken
+ * and freed, and some of the nodes above. */
+#define OWN_BITMAP_BYTES (5 * OWN_ITEM)
+/* The rest of the ring, which is for transactions. */
+#define RING_LEAST (40 * JOURNAL_UNIT)
+
+/*
+ * Bytes of the largest group that a checkpoint can write for itself: all bitmaps
+ * change, and all nodes of their table, which are a quarter full at least.
+ */
+static uint64_t own_most(uint64_t blocks, unsigned shift)
 {
-	size_t each = sizeof(struct disk_jitem) + 16, len = d->count * each;
+	uint64_t per = 8ull << shift, bitmaps = (blocks + per - 1) / per;
+	uint64_t leaf = (1ull << shift) / 4 / (sizeof(struct disk_item) + 8 +
+					       sizeof(struct disk_space) +
+					       sizeof(le16));
+	uint64_t nodes = bitmaps / leaf + bitmaps / leaf / 8 + TREE_LEVELS;
+
+	return round_unit(sizeof(struct disk_group) +
+			  2 * (bitmaps + nodes) * OWN_ITEM);
+}
+
+uint64_t journal_least(uint64_t blocks, unsigned shift)
+{
+	uint64_t least = 3 * own_most(blocks, shift) + RING_LEAST;
+
+	return least < JOURNAL_MIN_UNITS * JOURNAL_UNIT
+		       ? JOURNAL_MIN_UNITS * JOURNAL_UNIT
+	       : least < JOURNAL_USUAL ? least : JOURNAL_USUAL;
+}
+
+/*
+ * The room for groups of checkpoints' own: three of the largest. One is that of
+ * the last checkpoint, which the next one frees; one that of a checkpoint which a
+ * crash has cut off; one that of the checkpoint which ends the next opening.
+ *
+ * A volume so large, or a journal so small (as mkfs made them once), that there is
+ * no room for that has three eighths of the ring. Then a generation ends when it
+ * has touched as many bitmaps as make half such a group (after a crash two of them
+ * are made one), and a transaction when it has touched a quarter of that.
+ */
+static uint64_t own_set_aside(struct volume *v)
+{
+	uint64_t ring = v->ring_units * JOURNAL_UNIT;
+	uint64_t most = own_most(v->blocks, v->shift);
+
+	v->touched_max = UINT64_MAX;
+	if (3 * most + RING_LEAST > ring) {
+		most = ring / 8 / JOURNAL_UNIT * JOURNAL_UNIT;
+		v->touched_max = most / 2 / OWN_BITMAP_BYTES;
+	}
+	return 3 * most;
+}
+
+/* Would it write over what is still needed? Then nothing is written. */
+static int own_fits_locked(struct volume *v, size_t len)
+{
+	uint64_t units = round_unit(sizeof(struct disk_group) + len) / JOURNAL_UNIT;
+
+	return v->head_unit + units - v->tail_unit <= v->ring_units ? 0 : -ENOSPC;
+}
+
+int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
+		      uint64_t *seq, uint64_t *units)
+{
+	size_t each = OWN_ITEM, len = d->count * each;
 	struct group *g;
-	int r = 0;
+	int r;
 
 	rwlock_write(&v->commit);
 	journal_close_locked(v, false);
+	r = own_fits_locked(v, len);
+	if (r)
+		goto out;
 	g = group_new(v, len);
 	if (!g) {
 		r = -ENOMEM;
@@ -290,11 +362,14 @@ int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
 		if (r)
 			break;
 	}
-	atomic_fetch_sub(&v->ring_free, (int64_t)len);
 	*seq = g->seq;
+	*units = round_unit(g->len) / JOURNAL_UNIT;
 	group_close_locked(v, g);
 out:
 	rwlock_unlock(&v->commit);
+	if (r == -ENOSPC)
+		volume_message(v, "the journal has no room for a checkpoint's own "
+			       "%zu bytes", len);
 	return r;
 }
 
@@ -538,6 +613,7 @@ int ring_promise(struct volume *v, size_t bytes)
 {
 	int64_t left, need = (int64_t)bytes;
 	uint64_t dirty;
+	bool full;
 
 	if (v->replaying)
 		return 0;
@@ -545,7 +621,9 @@ int ring_promise(struct volume *v, size_t bytes)
 		int r;
 
 		dirty = atomic_load(&v->dirty_nodes);
-		left = dirty < v->cache_nodes || tries >= 4 ? ring_take(v, need) : -1;
+		full = dirty >= v->cache_nodes ||
+		       dirty + atomic_load(&v->touched) >= v->touched_max;
+		left = !full || tries >= 4 ? ring_take(v, need) : -1;
 		if (left >= 0)
 			break;
 		if (atomic_load(&v->failed))
@@ -557,7 +635,7 @@ int ring_promise(struct volume *v, size_t bytes)
 			return r;
 	}
 	atomic_fetch_add(&v->ring_promised, need);
-	if (left < (int64_t)(v->ring_units * JOURNAL_UNIT / 2) ||
+	if (left < (int64_t)(v->ring_room / 2) ||
 	    dirty > v->cache_nodes / 2)
 		volume_kick(v, true);
 	return 0;
@@ -832,6 +910,8 @@ static int scan_chain(struct scan *s)
 		prev = get64(h->csum);
 		unit += units;
 		seq++;
+		if (g->of_gen)
+			v->own_units += units;
 		*v->replay_tail = g;
 		v->replay_tail = &g->next;
 		/* A checkpoint's own blocks count only if it took place. */
@@ -927,10 +1007,11 @@ int journal_init(struct volume *v)
 	v->replay_tail = &v->replay;
 	v->ring_units = get64(v->super.journal_units);
 	v->ring_offset = blk_off(v, get64(v->super.journal_block));
-	v->ring_reserve = v->ring_units * JOURNAL_UNIT / 8;
+	v->ring_room = v->ring_units * JOURNAL_UNIT - own_set_aside(v);
+	v->ring_reserve = v->ring_room / 8;
 	v->txn_max = v->ring_reserve < (128u << 10) ? v->ring_reserve
 						     : 128u << 10;
-	atomic_store(&v->ring_free, (int64_t)(v->ring_units * JOURNAL_UNIT));
+	atomic_store(&v->ring_free, (int64_t)v->ring_room);
 	return 0;
 }
 

@@ -177,12 +177,14 @@ struct volume {
 	/* -- checkpoint lock -- */
 	struct lock checkpoint;
 	uint64_t tail_unit;
+	uint64_t own_units;		/* of them, groups of checkpoints' own */
 	uint64_t bitmap_free;		/* free in the bitmaps as last written */
 	struct deltas merging;		/* replayed: what load() must add */
 
 	/* -- no lock -- */
 	_Atomic uint64_t next_ino;
-	_Atomic int64_t ring_free;	/* bytes that are not promised, nor in use */
+	uint64_t ring_room;		/* bytes of the ring for transactions */
+	_Atomic int64_t ring_free;	/* of them, not promised, nor in use */
 	_Atomic int64_t ring_promised;
 	_Atomic unsigned ring_waiters;	/* for ring_wake, with ring_lock */
 	struct lock ring_lock;
@@ -195,6 +197,8 @@ struct volume {
 	uint64_t reserve_want;		/* bitmaps to come aside */
 	_Atomic bool host_full;		/* it had no blocks, the last time */
 	_Atomic uint64_t dirty_nodes;
+	_Atomic uint64_t touched;	/* bitmaps, by this generation's runs; at most */
+	uint64_t touched_max;		/* then it ends, if the journal is small */
 	size_t txn_max;			/* bytes one transaction may log */
 	uint64_t ring_reserve;		/* bytes that only checkpoints may use */
 	_Atomic uint64_t n_commits, n_groups, n_flushes, n_checkpoints;
@@ -258,6 +262,7 @@ struct txn {
 	bool in_place;			/* writes to blocks set aside before */
 	size_t promise, used;		/* bytes of the ring held; and logged */
 	uint64_t data_bytes;
+	uint64_t touched;		/* bitmaps, by its runs; at most */
 	struct inode_change edit[10];
 	unsigned edits;
 	struct held_list held;
@@ -391,6 +396,11 @@ int txn_del(struct txn *t, enum table table, const struct key *k);
 /* Take blocks: up to `max` extents; fewer than `n` in all when max is small. */
 int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	      unsigned max, unsigned *count, uint64_t *got);
+/* So many bitmaps one transaction may touch, and a run more. */
+static inline uint64_t txn_touched_max(const struct volume *v)
+{
+	return v->touched_max / 4;
+}
 /* Free a run once this commits and a checkpoint has covered it. */
 int txn_free(struct txn *t, uint64_t start, uint64_t len);
 /* One reference more (+1) or less (-1) on blocks that may be shared. */
@@ -466,9 +476,16 @@ int journal_room_locked(struct volume *v, size_t len);
 uint64_t journal_append_locked(struct volume *v, struct txn *t);
 /* Close the open group, if there is one; with `ride`, little data goes into it. */
 void journal_close_locked(struct volume *v, bool ride);
-/* A group of its own for the blocks of checkpoint `gen`. */
+/*
+ * A group of its own for the blocks of checkpoint `gen`, of so many units. -ENOSPC,
+ * reported, where the ring has no room for it. Caller holds the checkpoint lock.
+ */
 int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
-		      uint64_t *seq);
+		      uint64_t *seq, uint64_t *units);
+/* Bytes of the smallest journal for a volume so large. */
+uint64_t journal_least(uint64_t blocks, unsigned shift);
+/* What mkfs makes of large volumes; it never asks for more. */
+#define JOURNAL_USUAL (32ull << 20)
 /* Write groups up to `seq`; with `flush`, make them durable. */
 int journal_write(struct volume *v, uint64_t seq, bool flush);
 /*

@@ -165,7 +165,11 @@ static void a_geometry_out_of_bounds_is_refused_by_name(void **state)
 		{{.bytes = BYTES, .journal_bytes = 1},
 		 "journal size 4096 is not between 196608 and 1048576 bytes"},
 		{{.bytes = 1ull << 40, .journal_bytes = (1ull << 30) + 1},
-		 "journal size 1073745920 is not between 196608 and 1073741824 bytes"},
+		 "journal size 1073745920 is not between 1417216 and 1073741824 bytes"},
+		{{.bytes = 1ull << 40, .journal_bytes = 1u << 20},
+		 "journal size 1048576 is not between 1417216 and 1073741824 bytes"},
+		{{.bytes = 1ull << 50, .journal_bytes = 1u << 20},
+		 "journal size 1048576 is not between 33554432 and 1073741824 bytes"},
 	};
 	struct volume_geometry g;
 	char msg[200];
