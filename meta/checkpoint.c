@@ -260,7 +260,7 @@ static int write_super(struct checkpoint *ck)
 		r = image_pwrite(v->im, &s, sizeof(s),
 				 SUPER_SLOT_OFFSET(slot));
 	if (r == 0)
-		r = image_flush(v->im);
+		r = journal_flush(v);
 	if (r)
 		return r;
 	rwlock_write(&v->commit);

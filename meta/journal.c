@@ -489,6 +489,23 @@ static void writing_end(struct volume *v, uint64_t written, bool flushed)
 	lock_unlock(&v->journal);
 }
 
+/*
+ * The host tells of a write that failed once: of two flushes at a time the other
+ * one would call durable what is lost. So the lock is held over the flush, until
+ * the volume has failed. Nobody waits for it but who wants to flush.
+ */
+int journal_flush(struct volume *v)
+{
+	int r;
+
+	lock_lock(&v->flush);
+	r = atomic_load(&v->failed) ? -EIO : image_flush(v->im);
+	if (r)
+		volume_fail(v, r, "flushing");
+	lock_unlock(&v->flush);
+	return r;
+}
+
 int journal_write(struct volume *v, uint64_t seq, bool flush)
 {
 	uint64_t last, data;
@@ -506,9 +523,7 @@ int journal_write(struct volume *v, uint64_t seq, bool flush)
 	if (r == 0 && flush) {
 		atomic_fetch_add_explicit(&v->n_flushes, 1,
 					  memory_order_relaxed);
-		r = image_flush(v->im);
-		if (r)
-			volume_fail(v, r, "flushing");
+		r = journal_flush(v);
 		atomic_fetch_sub(&v->unflushed, data);
 	}
 	writing_end(v, last, r == 0 && flush);
@@ -999,6 +1014,7 @@ int journal_apply(struct volume *v)
 
 int journal_init(struct volume *v)
 {
+	lock_init(&v->flush, RANK_FLUSH, "flush");
 	lock_init(&v->journal, RANK_JOURNAL, "journal");
 	pthread_cond_init(&v->journal_done, NULL);
 	lock_init(&v->ring_lock, RANK_LEAF, "ring");
@@ -1030,6 +1046,7 @@ void journal_fini(struct volume *v)
 	groups_free(v->closed);
 	groups_free(v->open);
 	groups_free(v->replay);
+	lock_fini(&v->flush);
 	lock_fini(&v->journal);
 	pthread_cond_destroy(&v->journal_done);
 	lock_fini(&v->ring_lock);

@@ -166,6 +166,8 @@ struct volume {
 	struct deltas dropped;		/* read-only: nodes that replay dropped */
 	struct held_list riding;	/* in the ring, not in place */
 
+	struct lock flush;		/* one flush of the image at a time */
+
 	/* -- journal lock -- */
 	struct lock journal;
 	pthread_cond_t journal_done;
@@ -488,6 +490,9 @@ uint64_t journal_least(uint64_t blocks, unsigned shift);
 #define JOURNAL_USUAL (32ull << 20)
 /* Write groups up to `seq`; with `flush`, make them durable. */
 int journal_write(struct volume *v, uint64_t seq, bool flush);
+/* Flush the image; when that fails, so has the volume. May be called at any time
+ * by any thread. */
+int journal_flush(struct volume *v);
 /*
  * Between two groups: all before is written, freeze() was called under the
  * commit lock at that very moment.
