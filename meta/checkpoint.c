@@ -37,7 +37,7 @@ struct checkpoint {
 	struct deltas own;
 	struct held_list riding;
 	struct cut cut;
-	uint64_t own_seq;
+	uint64_t own_seq, own_units;
 };
 
 /* Under the commit lock: this generation ends, the next begins. */
@@ -57,6 +57,7 @@ static void freeze(void *ctx)
 	v->trees[TABLE_SPACE].gen = ck->gen;
 	ck->deltas = v->deltas;
 	v->deltas = (struct deltas){0};
+	atomic_store(&v->touched, 0);
 	ck->riding = v->riding;
 	v->riding = (struct held_list){0};
 	ck->node_frees = v->node_frees;
@@ -259,7 +260,7 @@ static int write_super(struct checkpoint *ck)
 		r = image_pwrite(v->im, &s, sizeof(s),
 				 SUPER_SLOT_OFFSET(slot));
 	if (r == 0)
-		r = image_flush(v->im);
+		r = journal_flush(v);
 	if (r)
 		return r;
 	rwlock_write(&v->commit);
@@ -292,7 +293,8 @@ static int run(struct checkpoint *ck)
 	/* 4. What step 3 took and freed goes into the journal; one flush makes
 	 *    that, all groups before, their data and steps 2 and 3 durable. */
 	if (r == 0)
-		r = journal_own_group(v, ck->gen, &ck->own, &ck->own_seq);
+		r = journal_own_group(v, ck->gen, &ck->own, &ck->own_seq,
+				      &ck->own_units);
 	if (r == 0)
 		r = journal_write(v, ck->own_seq, true);
 	/* 5. The superblock. Torn: its checksum says so, and the other slot is
@@ -304,8 +306,9 @@ static int run(struct checkpoint *ck)
 	/* 6. Only now the journal before the cut may be written over and what
 	 *    this generation freed be used. */
 	atomic_store(&v->durable_gen, ck->gen);
-	units = ck->cut.unit - v->tail_unit;
+	units = ck->cut.unit - v->tail_unit - v->own_units;
 	v->tail_unit = ck->cut.unit;
+	v->own_units = ck->own_units;
 	ring_give(v, units * JOURNAL_UNIT);
 	r = release(v, &ck->deltas);
 	atomic_store(&v->pending_own, 0);

@@ -281,23 +281,20 @@ size_t held_ride_bytes(const struct volume *v, const struct held_list *l)
 	return l->count * (sizeof(struct disk_jitem) + 8 + v->block_bytes);
 }
 
-size_t held_ride(struct volume *v, struct held_list *l, uint8_t *to)
+void held_copy_items(const struct volume *v, const struct held_list *l, uint8_t *to)
 {
 	struct disk_jitem ji = {.type = JITEM_DATA,
 				.klen = put16(8),
 				.vlen = put16((uint16_t)v->block_bytes)};
-	uint8_t *at = to;
 
-	for (struct held *h = l->head; h; h = h->next) {
+	for (const struct held *h = l->head; h; h = h->next) {
 		le64 block = put64(h->block);
 
-		memcpy(at, &ji, sizeof(ji));
-		memcpy(at + sizeof(ji), &block, sizeof(block));
-		memcpy(at + sizeof(ji) + sizeof(block), h->data, v->block_bytes);
-		at += sizeof(ji) + sizeof(block) + v->block_bytes;
+		memcpy(to, &ji, sizeof(ji));
+		memcpy(to + sizeof(ji), &block, sizeof(block));
+		memcpy(to + sizeof(ji) + sizeof(block), h->data, v->block_bytes);
+		to += sizeof(ji) + sizeof(block) + v->block_bytes;
 	}
-	held_join(&v->riding, l);
-	return (size_t)(at - to);
 }
 
 int held_replay(struct volume *v, const struct disk_jitem *ji,

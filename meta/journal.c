@@ -27,6 +27,9 @@
  *     writes a last mark for the last flush.
  *  4. A salt drawn at each writable mount is in every group: none of an
  *     earlier lap, mount or mkfs is ever taken for one of this.
+ *  5. No unit of a group but its first begins with GROUP_MAGIC, whatever users
+ *     write: a search of the ring, which looks at every unit, never takes the
+ *     contents of a file, or of an xattr, for a group.
  *
  * Replay (journal_scan, journal_apply): the highest durable_seq in the ring is
  * found first; then the chain is followed from the tail. Beyond durable_seq
@@ -36,7 +39,8 @@
  *
  * Space in the ring is promised before a transaction's first lock and returned
  * when it is known what was used. A part stays aside for checkpoints, which
- * are what makes room.
+ * are what makes room: for padding and marks, and for three of the largest groups
+ * that they can write for themselves (own_set_aside()).
  */
 #include "meta/meta_priv.h"
 #include "meta/repair.h"
@@ -96,11 +100,88 @@ static int group_room(struct group *g, size_t more)
 }
 
 /*
- * Have an open group with room for `len` more bytes; called before anything is
- * applied, so that appending cannot fail.
+ * A filler goes before an item that would put GROUP_MAGIC at the start of a
+ * unit: the deletion of a key that is never there, of this table and beginning
+ * with this byte, for which no kind of reference has been defined.
+ */
+#define FILLER_TABLE TABLE_REFS
+#define FILLER_KEY_MAX 2u
+#define FILLER_MAX (sizeof(struct disk_jitem) + FILLER_KEY_MAX)
+
+/* Fillers that so many bytes of items can need: one where a unit begins. */
+static size_t fillers_max(size_t len)
+{
+	return (len / JOURNAL_UNIT + 2) * FILLER_MAX;
+}
+
+/*
+ * Does a unit that begins within [from, to) of this buffer begin as a group
+ * does? Items begin and end there. The magic lies across none of their ends: an
+ * item's header begins and ends with bytes that are not in it.
+ */
+static bool looks_like_group(const uint8_t *buf, size_t from, size_t to)
+{
+	le32 magic;
+
+	for (size_t at = round_unit(from); at + sizeof(magic) <= to;
+	     at += JOURNAL_UNIT) {
+		memcpy(&magic, buf + at, sizeof(magic));
+		if (get32(magic) == GROUP_MAGIC)
+			return true;
+	}
+	return false;
+}
+
+static void filler_put(uint8_t *at, size_t klen)
+{
+	struct disk_jitem h = {.type = JITEM_DEL,
+			       .table = FILLER_TABLE,
+			       .klen = put16((uint16_t)klen)};
+
+	memcpy(at, &h, sizeof(h));
+	memset(at + sizeof(h), 0, klen);
+}
+
+/* Append an item, behind a filler if need be. Two places of the magic cannot
+ * be one byte apart: the longer filler helps where the shorter does not. */
+static void group_add_item(struct group *g, const struct disk_jitem *ji)
+{
+	size_t len = sizeof(*ji) + get16(ji->klen) + get16(ji->vlen), filler = 0;
+
+	memcpy(g->buf + g->len, ji, len);
+	for (size_t klen = 1; looks_like_group(g->buf, g->len, g->len + filler + len);
+	     klen++) {
+		assert(klen <= FILLER_KEY_MAX);
+		filler = sizeof(*ji) + klen;
+		filler_put(g->buf + g->len, klen);
+		memcpy(g->buf + g->len + filler, ji, len);
+	}
+	g->len += filler + len;
+	g->items += 1 + (filler > 0);
+}
+
+static void group_add(struct group *g, const void *items, size_t len,
+		      unsigned count)
+{
+	const struct disk_jitem *ji = items;
+
+	memcpy(g->buf + g->len, items, len);
+	if (!looks_like_group(g->buf, g->len, g->len + len)) {
+		g->len += len;
+		g->items += count;
+		return;
+	}
+	for (; count; count--, ji = item_next(ji))
+		group_add_item(g, ji);
+}
+
+/*
+ * Have an open group with room for `len` more bytes of items; called before
+ * anything is applied, so that appending cannot fail.
  */
 int journal_room_locked(struct volume *v, size_t len)
 {
+	len += fillers_max(len);
 	if (!v->open) {
 		v->open = group_new(v, len < 8192 ? 8192 : len);
 		if (!v->open)
@@ -113,12 +194,13 @@ int journal_room_locked(struct volume *v, size_t len)
 uint64_t journal_append_locked(struct volume *v, struct txn *t)
 {
 	struct group *g = v->open;
+	size_t before = g->len;
 
-	assert(g && g->len + t->len <= g->cap);
-	memcpy(g->buf + g->len, t->buf, t->len);
-	g->len += t->len;
-	g->items += t->items;
+	group_add(g, t->buf, t->len, t->items);
+	t->used = g->len - before;
+	assert(g->len <= g->cap);
 	g->data_bytes += t->data_bytes;
+	atomic_fetch_add(&v->touched, t->touched);
 	if (t->held.head) {
 		held_publish(v, &t->held);
 		held_join(&g->held, &t->held);
@@ -135,8 +217,10 @@ static void group_close_locked(struct volume *v, struct group *g)
 	g->unit = v->head_unit;
 	g->salt = v->salt;
 	v->head_unit += padded / JOURNAL_UNIT;
-	atomic_fetch_sub(&v->ring_free,
-			 (int64_t)(padded - (g->len - sizeof(struct disk_group))));
+	/* a checkpoint's own has its room aside */
+	if (!g->of_gen)
+		atomic_fetch_sub(&v->ring_free,
+				 (int64_t)(padded - (g->len - sizeof(struct disk_group))));
 	atomic_fetch_add(&v->unflushed, g->data_bytes);
 	g->next = NULL;
 	lock_lock(&v->journal);
@@ -145,7 +229,10 @@ static void group_close_locked(struct volume *v, struct group *g)
 	lock_unlock(&v->journal);
 }
 
-/* Let the data of a group go with it, if it is little and there is room. */
+/*
+ * Let the data of a group go with it, if it is little and there is room, and if
+ * none of it would look like a group: that is put into its place at once.
+ */
 static void group_load(struct volume *v, struct group *g)
 {
 	size_t len = held_ride_bytes(v, &g->held);
@@ -155,8 +242,12 @@ static void group_load(struct volume *v, struct group *g)
 		    (int64_t)(v->ring_reserve + len + 2 * JOURNAL_UNIT) ||
 	    group_room(g, len))
 		return;
+	held_copy_items(v, &g->held, g->buf + g->len);
+	if (looks_like_group(g->buf, g->len, g->len + len))
+		return;
 	g->items += g->held.count;
-	g->len += held_ride(v, &g->held, g->buf + g->len);
+	g->len += len;
+	held_join(&v->riding, &g->held);
 	atomic_fetch_sub(&v->ring_free, (int64_t)len);
 }
 
@@ -172,15 +263,83 @@ void journal_close_locked(struct volume *v, bool ride)
 	group_close_locked(v, g);
 }
 
-int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
-		      uint64_t *seq)
+/* ---- a checkpoint's own group --------------------------------------------------- */
+
+#define OWN_ITEM (sizeof(struct disk_jitem) + 16)	/* takes or frees a run */
+/* What one bitmap that changes makes of it, at worst: it and its leaf are taken
+ * and freed, and some of the nodes above. */
+#define OWN_BITMAP_BYTES (5 * OWN_ITEM)
+/* The rest of the ring, which is for transactions. */
+#define RING_LEAST (40 * JOURNAL_UNIT)
+
+/*
+ * Bytes of the largest group that a checkpoint can write for itself: all bitmaps
+ * change, and all nodes of their table, which are a quarter full at least.
+ */
+static uint64_t own_most(uint64_t blocks, unsigned shift)
 {
-	size_t each = sizeof(struct disk_jitem) + 16, len = d->count * each;
+	uint64_t per = 8ull << shift, bitmaps = (blocks + per - 1) / per;
+	uint64_t leaf = (1ull << shift) / 4 / (sizeof(struct disk_item) + 8 +
+					       sizeof(struct disk_space) +
+					       sizeof(le16));
+	uint64_t nodes = bitmaps / leaf + bitmaps / leaf / 8 + TREE_LEVELS;
+
+	return round_unit(sizeof(struct disk_group) +
+			  2 * (bitmaps + nodes) * OWN_ITEM);
+}
+
+uint64_t journal_least(uint64_t blocks, unsigned shift)
+{
+	uint64_t least = 3 * own_most(blocks, shift) + RING_LEAST;
+
+	return least < JOURNAL_MIN_UNITS * JOURNAL_UNIT
+		       ? JOURNAL_MIN_UNITS * JOURNAL_UNIT
+	       : least < JOURNAL_USUAL ? least : JOURNAL_USUAL;
+}
+
+/*
+ * The room for groups of checkpoints' own: three of the largest. One is that of
+ * the last checkpoint, which the next one frees; one that of a checkpoint which a
+ * crash has cut off; one that of the checkpoint which ends the next opening.
+ *
+ * A volume so large, or a journal so small (as mkfs made them once), that there is
+ * no room for that has three eighths of the ring. Then a generation ends when it
+ * has touched as many bitmaps as make half such a group (after a crash two of them
+ * are made one), and a transaction when it has touched a quarter of that.
+ */
+static uint64_t own_set_aside(struct volume *v)
+{
+	uint64_t ring = v->ring_units * JOURNAL_UNIT;
+	uint64_t most = own_most(v->blocks, v->shift);
+
+	v->touched_max = UINT64_MAX;
+	if (3 * most + RING_LEAST > ring) {
+		most = ring / 8 / JOURNAL_UNIT * JOURNAL_UNIT;
+		v->touched_max = most / 2 / OWN_BITMAP_BYTES;
+	}
+	return 3 * most;
+}
+
+/* Would it write over what is still needed? Then nothing is written. */
+static int own_fits_locked(struct volume *v, size_t len)
+{
+	uint64_t units = round_unit(sizeof(struct disk_group) + len) / JOURNAL_UNIT;
+
+	return v->head_unit + units - v->tail_unit <= v->ring_units ? 0 : -ENOSPC;
+}
+
+int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
+		      uint64_t *seq, uint64_t *units)
+{
+	size_t each = OWN_ITEM, len = d->count * each;
 	struct group *g;
-	int r = 0;
+	int r;
 
 	rwlock_write(&v->commit);
 	journal_close_locked(v, false);
+	r = own_fits_locked(v, len);
+	if (r)
+		goto out;
 	g = group_new(v, len);
 	if (!g) {
 		r = -ENOMEM;
@@ -203,11 +362,14 @@ int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
 		if (r)
 			break;
 	}
-	atomic_fetch_sub(&v->ring_free, (int64_t)len);
 	*seq = g->seq;
+	*units = round_unit(g->len) / JOURNAL_UNIT;
 	group_close_locked(v, g);
 out:
 	rwlock_unlock(&v->commit);
+	if (r == -ENOSPC)
+		volume_message(v, "the journal has no room for a checkpoint's own "
+			       "%zu bytes", len);
 	return r;
 }
 
@@ -327,6 +489,23 @@ static void writing_end(struct volume *v, uint64_t written, bool flushed)
 	lock_unlock(&v->journal);
 }
 
+/*
+ * The host tells of a write that failed once: of two flushes at a time the other
+ * one would call durable what is lost. So the lock is held over the flush, until
+ * the volume has failed. Nobody waits for it but who wants to flush.
+ */
+int journal_flush(struct volume *v)
+{
+	int r;
+
+	lock_lock(&v->flush);
+	r = atomic_load(&v->failed) ? -EIO : image_flush(v->im);
+	if (r)
+		volume_fail(v, r, "flushing");
+	lock_unlock(&v->flush);
+	return r;
+}
+
 int journal_write(struct volume *v, uint64_t seq, bool flush)
 {
 	uint64_t last, data;
@@ -344,9 +523,7 @@ int journal_write(struct volume *v, uint64_t seq, bool flush)
 	if (r == 0 && flush) {
 		atomic_fetch_add_explicit(&v->n_flushes, 1,
 					  memory_order_relaxed);
-		r = image_flush(v->im);
-		if (r)
-			volume_fail(v, r, "flushing");
+		r = journal_flush(v);
 		atomic_fetch_sub(&v->unflushed, data);
 	}
 	writing_end(v, last, r == 0 && flush);
@@ -451,6 +628,7 @@ int ring_promise(struct volume *v, size_t bytes)
 {
 	int64_t left, need = (int64_t)bytes;
 	uint64_t dirty;
+	bool full;
 
 	if (v->replaying)
 		return 0;
@@ -458,7 +636,9 @@ int ring_promise(struct volume *v, size_t bytes)
 		int r;
 
 		dirty = atomic_load(&v->dirty_nodes);
-		left = dirty < v->cache_nodes || tries >= 4 ? ring_take(v, need) : -1;
+		full = dirty >= v->cache_nodes ||
+		       dirty + atomic_load(&v->touched) >= v->touched_max;
+		left = !full || tries >= 4 ? ring_take(v, need) : -1;
 		if (left >= 0)
 			break;
 		if (atomic_load(&v->failed))
@@ -470,7 +650,7 @@ int ring_promise(struct volume *v, size_t bytes)
 			return r;
 	}
 	atomic_fetch_add(&v->ring_promised, need);
-	if (left < (int64_t)(v->ring_units * JOURNAL_UNIT / 2) ||
+	if (left < (int64_t)(v->ring_room / 2) ||
 	    dirty > v->cache_nodes / 2)
 		volume_kick(v, true);
 	return 0;
@@ -745,6 +925,8 @@ static int scan_chain(struct scan *s)
 		prev = get64(h->csum);
 		unit += units;
 		seq++;
+		if (g->of_gen)
+			v->own_units += units;
 		*v->replay_tail = g;
 		v->replay_tail = &g->next;
 		/* A checkpoint's own blocks count only if it took place. */
@@ -832,6 +1014,7 @@ int journal_apply(struct volume *v)
 
 int journal_init(struct volume *v)
 {
+	lock_init(&v->flush, RANK_FLUSH, "flush");
 	lock_init(&v->journal, RANK_JOURNAL, "journal");
 	pthread_cond_init(&v->journal_done, NULL);
 	lock_init(&v->ring_lock, RANK_LEAF, "ring");
@@ -840,10 +1023,11 @@ int journal_init(struct volume *v)
 	v->replay_tail = &v->replay;
 	v->ring_units = get64(v->super.journal_units);
 	v->ring_offset = blk_off(v, get64(v->super.journal_block));
-	v->ring_reserve = v->ring_units * JOURNAL_UNIT / 8;
+	v->ring_room = v->ring_units * JOURNAL_UNIT - own_set_aside(v);
+	v->ring_reserve = v->ring_room / 8;
 	v->txn_max = v->ring_reserve < (128u << 10) ? v->ring_reserve
 						     : 128u << 10;
-	atomic_store(&v->ring_free, (int64_t)(v->ring_units * JOURNAL_UNIT));
+	atomic_store(&v->ring_free, (int64_t)v->ring_room);
 	return 0;
 }
 
@@ -862,6 +1046,7 @@ void journal_fini(struct volume *v)
 	groups_free(v->closed);
 	groups_free(v->open);
 	groups_free(v->replay);
+	lock_fini(&v->flush);
 	lock_fini(&v->journal);
 	pthread_cond_destroy(&v->journal_done);
 	lock_fini(&v->ring_lock);

@@ -691,12 +691,14 @@ int map_write(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 		 uint64_t *next)
 {
-	uint64_t end = blk + n, got;
+	uint64_t end = blk + n, got, max = MAP_BARE_MAX;
 	struct extent e[32];
 	struct run run;
 	unsigned count;
 	int r = 0;
 
+	if (max / space_per_bitmap(t->v) > txn_touched_max(t->v))
+		max = txn_touched_max(t->v) * space_per_bitmap(t->v);
 	while (blk < end && r == 0 && txn_has_room(t, 80)) {
 		uint64_t want;
 
@@ -708,8 +710,8 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 			blk += want;
 			continue;
 		}
-		if (want > MAP_BARE_MAX)
-			want = MAP_BARE_MAX;
+		if (want > max)
+			want = max;
 		r = txn_alloc(t, ip->goal, want, e, 32, &count, &got);
 		for (unsigned i = 0; i < count && r == 0; i++) {
 			struct map_item m = {.blk = blk,

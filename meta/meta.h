@@ -24,11 +24,13 @@
  *   inode.lock (several: by number)
  *     lock of the table of references
  *       checkpoint lock
- *         table of inodes
- *           commit lock
- *             journal lock
- *               alloc's locks
- * Nothing is held over a flush but the checkpoint lock, whose purpose that is.
+ *         flush lock
+ *           table of inodes
+ *             commit lock
+ *               journal lock
+ *                 alloc's locks
+ * Nothing is held over a flush but the checkpoint lock and the flush lock, whose
+ * purpose that is.
  */
 
 #include "alloc/alloc.h"

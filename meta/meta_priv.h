@@ -166,6 +166,8 @@ struct volume {
 	struct deltas dropped;		/* read-only: nodes that replay dropped */
 	struct held_list riding;	/* in the ring, not in place */
 
+	struct lock flush;		/* one flush of the image at a time */
+
 	/* -- journal lock -- */
 	struct lock journal;
 	pthread_cond_t journal_done;
@@ -177,12 +179,14 @@ struct volume {
 	/* -- checkpoint lock -- */
 	struct lock checkpoint;
 	uint64_t tail_unit;
+	uint64_t own_units;		/* of them, groups of checkpoints' own */
 	uint64_t bitmap_free;		/* free in the bitmaps as last written */
 	struct deltas merging;		/* replayed: what load() must add */
 
 	/* -- no lock -- */
 	_Atomic uint64_t next_ino;
-	_Atomic int64_t ring_free;	/* bytes that are not promised, nor in use */
+	uint64_t ring_room;		/* bytes of the ring for transactions */
+	_Atomic int64_t ring_free;	/* of them, not promised, nor in use */
 	_Atomic int64_t ring_promised;
 	_Atomic unsigned ring_waiters;	/* for ring_wake, with ring_lock */
 	struct lock ring_lock;
@@ -195,6 +199,8 @@ struct volume {
 	uint64_t reserve_want;		/* bitmaps to come aside */
 	_Atomic bool host_full;		/* it had no blocks, the last time */
 	_Atomic uint64_t dirty_nodes;
+	_Atomic uint64_t touched;	/* bitmaps, by this generation's runs; at most */
+	uint64_t touched_max;		/* then it ends, if the journal is small */
 	size_t txn_max;			/* bytes one transaction may log */
 	uint64_t ring_reserve;		/* bytes that only checkpoints may use */
 	_Atomic uint64_t n_commits, n_groups, n_flushes, n_checkpoints;
@@ -258,6 +264,7 @@ struct txn {
 	bool in_place;			/* writes to blocks set aside before */
 	size_t promise, used;		/* bytes of the ring held; and logged */
 	uint64_t data_bytes;
+	uint64_t touched;		/* bitmaps, by its runs; at most */
 	struct inode_change edit[10];
 	unsigned edits;
 	struct held_list held;
@@ -391,6 +398,11 @@ int txn_del(struct txn *t, enum table table, const struct key *k);
 /* Take blocks: up to `max` extents; fewer than `n` in all when max is small. */
 int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	      unsigned max, unsigned *count, uint64_t *got);
+/* So many bitmaps one transaction may touch, and a run more. */
+static inline uint64_t txn_touched_max(const struct volume *v)
+{
+	return v->touched_max / 4;
+}
 /* Free a run once this commits and a checkpoint has covered it. */
 int txn_free(struct txn *t, uint64_t start, uint64_t len);
 /* One reference more (+1) or less (-1) on blocks that may be shared. */
@@ -445,10 +457,10 @@ void held_publish(struct volume *v, const struct held_list *l);
 void held_end(struct volume *v, struct held_list *l);
 /* Put all of a list into place and end holding it. */
 int held_write(struct volume *v, struct held_list *l);
-/* As journal items into a group, so many bytes (0: none of it, there is too
- * much); held on in v->riding. */
+/* What rides in a group as journal items, so many bytes (0: none of it, there is
+ * too much): copied here, and held on in v->riding. */
 size_t held_ride_bytes(const struct volume *v, const struct held_list *l);
-size_t held_ride(struct volume *v, struct held_list *l, uint8_t *to);
+void held_copy_items(const struct volume *v, const struct held_list *l, uint8_t *to);
 /* Hold what rode in a group; -EFSCORRUPTED if the block is held already. */
 int held_replay(struct volume *v, const struct disk_jitem *ji,
 		struct held_list *l);
@@ -461,15 +473,26 @@ int journal_init(struct volume *v);
 void journal_fini(struct volume *v);
 /* Room for `len` more bytes in the open group, so that appending cannot fail. */
 int journal_room_locked(struct volume *v, size_t len);
-/* Append a transaction's items and data to the open group; returns its seq. */
+/* Append a transaction's items and data to the open group; returns its seq, and
+ * in t->used what that takes of the ring. */
 uint64_t journal_append_locked(struct volume *v, struct txn *t);
 /* Close the open group, if there is one; with `ride`, little data goes into it. */
 void journal_close_locked(struct volume *v, bool ride);
-/* A group of its own for the blocks of checkpoint `gen`. */
+/*
+ * A group of its own for the blocks of checkpoint `gen`, of so many units. -ENOSPC,
+ * reported, where the ring has no room for it. Caller holds the checkpoint lock.
+ */
 int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
-		      uint64_t *seq);
+		      uint64_t *seq, uint64_t *units);
+/* Bytes of the smallest journal for a volume so large. */
+uint64_t journal_least(uint64_t blocks, unsigned shift);
+/* What mkfs makes of large volumes; it never asks for more. */
+#define JOURNAL_USUAL (32ull << 20)
 /* Write groups up to `seq`; with `flush`, make them durable. */
 int journal_write(struct volume *v, uint64_t seq, bool flush);
+/* Flush the image; when that fails, so has the volume. May be called at any time
+ * by any thread. */
+int journal_flush(struct volume *v);
 /*
  * Between two groups: all before is written, freeze() was called under the
  * commit lock at that very moment.

@@ -130,7 +130,7 @@ static void txn_release(struct txn *t)
 	ring_unpromise(t->v, t->promise, t->used);
 	t->promise = t->used = 0;
 	t->len = t->items = t->edits = 0;
-	t->data_bytes = 0;
+	t->data_bytes = t->touched = 0;
 	t->deltas.count = t->ref_count = 0;
 	t->in_place = false;
 	if (store || t->cap > 65536) {
@@ -192,7 +192,8 @@ static size_t txn_tail(const struct txn *t)
 
 bool txn_has_room(const struct txn *t, unsigned items)
 {
-	return t->len + txn_tail(t) + items * 96u <= t->v->txn_max;
+	return t->len + txn_tail(t) + items * 96u <= t->v->txn_max &&
+	       t->touched <= txn_touched_max(t->v);
 }
 
 static int txn_item(struct txn *t, enum journal_item type, enum table table,
@@ -243,7 +244,9 @@ static int txn_extent(struct txn *t, enum journal_item type, uint64_t start,
 		      uint64_t len)
 {
 	le64 run[2] = {put64(start), put64(len)};
+	uint64_t per = space_per_bitmap(t->v);
 
+	t->touched += (start + len - 1) / per - start / per + 1;
 	return txn_item(t, type, 0, run, sizeof(run), NULL, 0);
 }
 
@@ -749,7 +752,6 @@ int txn_commit(struct txn *t)
 		return r;
 	}
 	apply_locked(t);
-	t->used = v->readonly ? 0 : t->len;
 	kick = v->open && (v->open->len > GROUP_FULL_BYTES ||
 			   v->open->data_bytes > GROUP_FULL_DATA);
 	rwlock_unlock(&v->commit);

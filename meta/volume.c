@@ -65,7 +65,7 @@ int volume_fail(struct volume *v, int err, const char *what)
 
 int volume_geometry_check(struct volume_geometry *g, char *msg, size_t msg_len)
 {
-	uint64_t block, min = (uint64_t)JOURNAL_MIN_UNITS * JOURNAL_UNIT, max;
+	uint64_t block, min, max;
 
 	if (!g->block_shift)
 		g->block_shift = BLOCK_SHIFT_MIN;
@@ -83,10 +83,11 @@ int volume_geometry_check(struct volume_geometry *g, char *msg, size_t msg_len)
 			 (unsigned long long)VOLUME_MAX_BYTES);
 		return -EINVAL;
 	}
+	min = journal_least(g->bytes >> g->block_shift, g->block_shift);
 	if (!g->journal_bytes) {
 		g->journal_bytes = g->bytes / 32;
-		if (g->journal_bytes > 32u << 20)
-			g->journal_bytes = 32u << 20;
+		if (g->journal_bytes > JOURNAL_USUAL)
+			g->journal_bytes = JOURNAL_USUAL;
 		if (g->journal_bytes < min)
 			g->journal_bytes = min;
 	}
@@ -530,7 +531,7 @@ static int volume_new(struct image *im, const struct volume_options *opt,
 
 static int open_rw(struct volume *v, char *msg, size_t msg_len)
 {
-	uint64_t used = v->head_unit - get64(v->super.tail_unit);
+	uint64_t used = v->head_unit - get64(v->super.tail_unit) - v->own_units;
 	int r;
 
 	v->tail_unit = get64(v->super.tail_unit);
@@ -775,8 +776,8 @@ void volume_stat(struct volume *v, struct volume_stat *out)
 		out->absent_blks = out->free_blks;
 	out->free_blks -= out->absent_blks;
 	out->journal_units = v->ring_units;
-	out->journal_used = v->ring_units -
-			    (uint64_t)atomic_load(&v->ring_free) / JOURNAL_UNIT;
+	out->journal_used = (v->ring_room - (uint64_t)atomic_load(&v->ring_free)) /
+			    JOURNAL_UNIT;
 	out->cache_limit = v->opt.cache_bytes;
 	out->dirty_bytes = atomic_load(&v->dirty_nodes) * v->block_bytes;
 	out->commits = atomic_load(&v->n_commits);

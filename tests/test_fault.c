@@ -16,9 +16,11 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <linux/falloc.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static const struct world_options options = {
 	.bytes = 1u << 20,
@@ -94,6 +96,12 @@ static void scenario(struct world *w)
 		world_unlink(w, b, "f0");
 	}
 	must_report(w, world_fsync(w, ROOT_INO));
+}
+
+static void silent(void *ctx, const char *text)
+{
+	(void)ctx;
+	(void)text;
 }
 
 static struct world *base;
@@ -336,6 +344,164 @@ static void an_open_that_fails_loses_nothing(void **state)
 	world_destroy(w);
 }
 
+/* ---- two flushes at a time ------------------------------------------------------ */
+
+/*
+ * An image over another one: a host that tells of a write that failed once, to the
+ * first of two flushes. It brings them together where they can be: once a write to
+ * a superblock has come, that waits for the journal to be written by another thread;
+ * then each flush waits for the other for some time.
+ */
+struct once {
+	struct image im;
+	struct image *under;
+	pthread_mutex_t m;
+	pthread_cond_t change;
+	pthread_t writer;	/* of the superblock */
+	bool armed, super, other, both;
+	unsigned flushes, failures;
+};
+
+static struct once *once_of(struct image *im) { return (struct once *)im; }
+
+/* Until it is so, but not for ever. */
+static void once_wait_locked(struct once *o, const bool *what, unsigned ms)
+{
+	struct timespec due;
+
+	clock_gettime(CLOCK_REALTIME, &due);
+	due.tv_sec += ms / 1000;
+	due.tv_nsec += (long)(ms % 1000) * 1000000;
+	if (due.tv_nsec >= 1000000000) {
+		due.tv_nsec -= 1000000000;
+		due.tv_sec++;
+	}
+	while (!*what && !pthread_cond_timedwait(&o->change, &o->m, &due))
+		;
+}
+
+static int once_pread(struct image *im, void *buf, size_t len, uint64_t off)
+{
+	return image_pread(once_of(im)->under, buf, len, off);
+}
+
+static int once_pwrite(struct image *im, const void *buf, size_t len, uint64_t off)
+{
+	struct once *o = once_of(im);
+	int err = image_pwrite(o->under, buf, len, off);
+
+	pthread_mutex_lock(&o->m);
+	if (o->armed && !o->super && off < HEAD_BYTES) {
+		o->writer = pthread_self();
+		o->super = true;
+		pthread_cond_broadcast(&o->change);
+		once_wait_locked(o, &o->other, 60000);
+	} else if (o->super && !pthread_equal(o->writer, pthread_self())) {
+		o->other = true;
+		pthread_cond_broadcast(&o->change);
+	}
+	pthread_mutex_unlock(&o->m);
+	return err;
+}
+
+static int once_pwritev(struct image *im, const struct iovec *iov, int n, uint64_t off)
+{
+	return image_pwritev(once_of(im)->under, iov, n, off);
+}
+
+static int once_flush(struct image *im)
+{
+	struct once *o = once_of(im);
+	int err = 0;
+
+	pthread_mutex_lock(&o->m);
+	if (o->super) {
+		o->both = ++o->flushes > 1;
+		pthread_cond_broadcast(&o->change);
+		once_wait_locked(o, &o->both, 500);
+		err = o->failures++ ? 0 : -EIO;
+	}
+	pthread_mutex_unlock(&o->m);
+	return err ? err : image_flush(o->under);
+}
+
+static int once_discard(struct image *im, uint64_t off, uint64_t len)
+{
+	return image_discard(once_of(im)->under, off, len);
+}
+
+static int once_ensure(struct image *im, uint64_t off, uint64_t len)
+{
+	return image_ensure(once_of(im)->under, off, len);
+}
+
+static const struct image_ops once_ops = {
+	.pread = once_pread,
+	.pwrite = once_pwrite,
+	.pwritev = once_pwritev,
+	.flush = once_flush,
+	.discard = once_discard,
+	.ensure = once_ensure,
+};
+
+static void change_something(struct volume *v)
+{
+	struct inode *ip;
+	struct txn *t;
+
+	assert_int_equal(inode_get(v, ROOT_INO, &ip), 0);
+	rwlock_write(&ip->lock);
+	assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+	inode_edit(t, ip)->uid++;
+	assert_int_equal(txn_commit(t), 0);
+	rwlock_unlock(&ip->lock);
+	inode_put(v, ip);
+}
+
+static void *checkpoint_thread(void *v)
+{
+	return (void *)(intptr_t)volume_checkpoint(v);
+}
+
+/*
+ * A checkpoint flushes its superblock while another thread flushes a group. What the
+ * host tells to one of them alone, both have to answer.
+ */
+static void a_host_that_tells_of_a_failure_once_is_believed(void **state)
+{
+	struct once o = {.m = PTHREAD_MUTEX_INITIALIZER,
+			 .change = PTHREAD_COND_INITIALIZER};
+	struct fault *f = fault_create_over(base->f);
+	struct volume_options opt = options.volume;
+	struct volume *v;
+	char msg[200];
+	pthread_t t;
+	void *err;
+
+	(void)state;
+	snprintf(repro, sizeof(repro), "test_fault: two flushes");
+	o.under = fault_image(f);
+	o.im = (struct image){.ops = &once_ops, .bytes = o.under->bytes,
+			      .name = o.under->name};
+	opt.message = silent;
+	assert_int_equal(volume_open(&o.im, &opt, &v, msg, sizeof(msg)), 0);
+	change_something(v);
+	pthread_mutex_lock(&o.m);
+	o.armed = true;
+	assert_int_equal(pthread_create(&t, NULL, checkpoint_thread, v), 0);
+	once_wait_locked(&o, &o.super, 60000);
+	pthread_mutex_unlock(&o.m);
+	assert_true(o.super);
+	change_something(v);
+	assert_int_not_equal(volume_sync(v), 0);
+	assert_int_equal(pthread_join(t, &err), 0);
+	assert_int_not_equal((intptr_t)err, 0);
+	assert_true(o.other);
+	assert_int_equal(o.failures, 1);
+	assert_int_not_equal(volume_close(v), 0);
+	fault_destroy(f);
+}
+
 /* ---- a full host -------------------------------------------------------------- */
 
 /*
@@ -424,6 +590,7 @@ int main(void)
 		cmocka_unit_test(a_superblock_that_cannot_be_read_forbids_writing),
 		cmocka_unit_test(memory_that_runs_out_loses_nothing),
 		cmocka_unit_test(an_open_that_fails_loses_nothing),
+		cmocka_unit_test(a_host_that_tells_of_a_failure_once_is_believed),
 		cmocka_unit_test(a_full_host_lets_files_be_removed),
 	};
 	int failed;

@@ -8,11 +8,13 @@
 #include "tests/fault.h"
 #include "tests/group.h"
 
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <cmocka.h>
 
 #define BYTES (2u << 20)
@@ -163,7 +165,11 @@ static void a_geometry_out_of_bounds_is_refused_by_name(void **state)
 		{{.bytes = BYTES, .journal_bytes = 1},
 		 "journal size 4096 is not between 196608 and 1048576 bytes"},
 		{{.bytes = 1ull << 40, .journal_bytes = (1ull << 30) + 1},
-		 "journal size 1073745920 is not between 196608 and 1073741824 bytes"},
+		 "journal size 1073745920 is not between 1417216 and 1073741824 bytes"},
+		{{.bytes = 1ull << 40, .journal_bytes = 1u << 20},
+		 "journal size 1048576 is not between 1417216 and 1073741824 bytes"},
+		{{.bytes = 1ull << 50, .journal_bytes = 1u << 20},
+		 "journal size 1048576 is not between 33554432 and 1073741824 bytes"},
 	};
 	struct volume_geometry g;
 	char msg[200];
@@ -443,6 +449,197 @@ static void an_older_superblock_than_the_journal_is_refused(void **state)
 	fault_destroy(f);
 }
 
+/* ---- contents that look like groups ------------------------------------------------- */
+
+#define CONTENTS (16u << 10)
+#define FORGED sizeof(struct disk_group)
+
+/* A file in the root with `data` as its contents, or in an xattr; durable. */
+static void write_contents(struct volume *v, bool xattr, unsigned pad,
+			   const uint8_t *data, size_t len, uint64_t *ino)
+{
+	struct attr a = {.mode = S_IFREG | 0644, .nlink = 1}, *e;
+	struct inode *root, *ip;
+	char name[256];
+	struct txn *t;
+
+	memset(name, 'n', pad);
+	assert_int_equal(inode_get(v, ROOT_INO, &root), 0);
+	rwlock_write(&root->lock);
+	assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+	assert_int_equal(inode_create(t, &a, &ip), 0);
+	assert_int_equal(dir_add(t, root, name, pad, ip->ino, DT_REG), 0);
+	if (xattr) {
+		assert_int_equal(xattr_set(t, ip, "user.x", data, len, 0), 0);
+	} else {
+		assert_int_equal(map_write(t, ip, 0, len >> volume_block_shift(v), data),
+				 0);
+		e = inode_edit(t, ip);
+		e->size = len;
+	}
+	assert_int_equal(txn_commit(t), 0);
+	assert_int_equal(volume_sync(v), 0);
+	*ino = ip->ino;
+	rwlock_unlock(&ip->lock);
+	rwlock_unlock(&root->lock);
+	inode_put(v, ip);
+	inode_put(v, root);
+}
+
+static void contents_are(struct volume *v, bool xattr, uint64_t ino,
+			 const uint8_t *data, size_t len)
+{
+	static uint8_t got[CONTENTS];
+	struct inode *ip;
+	size_t n = len;
+
+	assert_int_equal(inode_get(v, ino, &ip), 0);
+	rwlock_write(&ip->lock);
+	if (xattr)
+		assert_int_equal(xattr_get(v, ip, "user.x", got, &n), 0);
+	else
+		assert_int_equal(map_read(v, ip, 0, len >> volume_block_shift(v), got), 0);
+	assert_int_equal(n, len);
+	assert_memory_equal(got, data, len);
+	rwlock_unlock(&ip->lock);
+	inode_put(v, ip);
+}
+
+static struct volume *opened(struct fault *f)
+{
+	struct volume_options opt = {.no_threads = true};
+	struct volume *v;
+	char msg[200];
+
+	if (volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)))
+		fail_msg("%s", msg);
+	return v;
+}
+
+static uint64_t unit_offset(struct fault *f, uint64_t unit)
+{
+	struct disk_super s;
+
+	fault_peek(f, &s, sizeof(s), 0);
+	return (get64(s.journal_block) << get32(s.block_shift)) +
+	       unit % get64(s.journal_units) * JOURNAL_UNIT;
+}
+
+/* Which byte of the contents stands where a unit of the ring begins; SIZE_MAX. */
+static size_t byte_at_a_unit(struct fault *f, const uint8_t *data, size_t len,
+			     uint64_t *unit)
+{
+	uint8_t bytes[64], *at;
+
+	for (*unit = 0; *unit < JOURNAL_MIN_UNITS; ++*unit) {
+		fault_peek(f, bytes, sizeof(bytes), unit_offset(f, *unit));
+		at = memmem(data, len, bytes, sizeof(bytes));
+		if (at)
+			return (size_t)(at - data);
+	}
+	return SIZE_MAX;
+}
+
+/* Small groups, until one of the next lap stands at this unit. */
+static void write_over(struct fault *f, struct volume *v, uint64_t unit)
+{
+	struct disk_group before, now;
+	struct txn *t;
+	struct key k;
+
+	fault_peek(f, &before, sizeof(before), unit_offset(f, unit));
+	do {
+		key_refs(&k, 0, 1);
+		assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+		assert_int_equal(txn_del(t, TABLE_REFS, &k), 0);
+		assert_int_equal(txn_commit(t), 0);
+		assert_int_equal(volume_sync(v), 0);
+		fault_peek(f, &now, sizeof(now), unit_offset(f, unit));
+	} while (!memcmp(&before, &now, sizeof(now)));
+}
+
+/* A group that knows of a checkpoint that never was, complete in its header. Nine
+ * bytes on, in its salt, stands the magic once more. */
+static void forge(uint8_t *at)
+{
+	struct disk_group g = {.magic = put32(GROUP_MAGIC),
+			       .bytes = put32(FORGED),
+			       .salt = put64((uint64_t)GROUP_MAGIC << 8),
+			       .checkpoint_gen = put64(1u << 30)};
+
+	g.csum = put64(checksum(&g, sizeof(g)));
+	memcpy(at, &g, sizeof(g));
+}
+
+/*
+ * What users write may look like a group, and may come to stand in the ring where
+ * a group could begin: whether as data that rides or as the value of an xattr. It
+ * is not taken for one, and is there after a crash.
+ */
+static void contents_that_look_like_a_group_are_none(void **state)
+{
+	static const struct {
+		unsigned shift;
+		bool xattr;
+		size_t len;
+	} kind[] = {{12, false, 4096}, {12, false, 16384}, {14, false, 16384},
+		    {12, true, 8000}};
+	static uint8_t data[CONTENTS];
+	struct rng r = {1};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(kind) / sizeof(kind[0]); i++) {
+		struct volume_geometry g = {.bytes = 4 * BYTES,
+					    .journal_bytes = JOURNAL_MIN_UNITS *
+							     JOURNAL_UNIT,
+					    .block_shift = kind[i].shift};
+		struct fault *base = fault_create(g.bytes), *f;
+		unsigned found = 0;
+
+		assert_int_equal(volume_format(fault_image(base), &g), 0);
+		f = fault_create_over(base);
+		for (unsigned pad = 1; pad < 250; pad += 7) {
+			struct volume *v;
+			uint64_t ino, unit;
+			size_t at;
+
+			for (size_t b = 0; b < sizeof(data); b++)
+				data[b] = (uint8_t)rng_next(&r);
+			fault_fork(f, base);
+			v = opened(f);
+			write_contents(v, kind[i].xattr, pad, data, kind[i].len, &ino);
+			at = byte_at_a_unit(f, data, kind[i].len, &unit);
+			volume_abandon(v);
+			if (at > kind[i].len - FORGED || at < 16)
+				continue;
+			found++;
+			/* Moved by nine bytes it would still begin a unit. */
+			for (unsigned back = 0; back < 2; back++) {
+				forge(data + at - 9 * back);
+				fault_fork(f, base);
+				v = opened(f);
+				write_contents(v, kind[i].xattr, pad, data,
+					       kind[i].len, &ino);
+				/* Where a group begins it is passed over whole. */
+				write_over(f, v, unit - 1);
+				volume_abandon(v);
+				v = opened(f);
+				contents_are(v, kind[i].xattr, ino, data, kind[i].len);
+				assert_int_equal(volume_close(v), 0);
+				v = opened(f);
+				contents_are(v, kind[i].xattr, ino, data, kind[i].len);
+				assert_int_equal(volume_close(v), 0);
+			}
+		}
+		print_message("blocks of 2^%u, %s of %zu bytes: %u places\n",
+			      kind[i].shift, kind[i].xattr ? "an xattr" : "a file",
+			      kind[i].len, found);
+		assert_true(found > 5);
+		fault_destroy(f);
+		fault_destroy(base);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -454,6 +651,7 @@ int main(void)
 		cmocka_unit_test(a_group_that_makes_no_sense_is_not_replayed),
 		cmocka_unit_test(a_journal_at_odds_with_the_bitmaps_is_damage),
 		cmocka_unit_test(an_older_superblock_than_the_journal_is_refused),
+		cmocka_unit_test(contents_that_look_like_a_group_are_none),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

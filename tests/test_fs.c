@@ -5,6 +5,7 @@
  * name any more.
  */
 #include "fs/fs_priv.h"
+#include "meta/meta_priv.h"
 #include "meta/repair.h"
 
 #include <dirent.h>
@@ -66,9 +67,11 @@ static void world_again(struct world *w)
 	world_open(w);
 }
 
-static void world_make(struct world *w, uint64_t bytes)
+static void world_make_with(struct world *w, uint64_t bytes, uint64_t journal_bytes)
 {
-	struct volume_geometry g = {.bytes = bytes, .root_mode = 0755};
+	struct volume_geometry g = {.bytes = bytes,
+				    .journal_bytes = journal_bytes,
+				    .root_mode = 0755};
 	const char *tmp = getenv("TMPDIR");
 	char msg[128];
 	int fd;
@@ -84,6 +87,11 @@ static void world_make(struct world *w, uint64_t bytes)
 	OK(volume_geometry_check(&g, msg, sizeof(msg)));
 	OK(volume_format(w->im, &g));
 	world_open(w);
+}
+
+static void world_make(struct world *w, uint64_t bytes)
+{
+	world_make_with(w, bytes, 0);
 }
 
 static int setup(void **state)
@@ -1230,6 +1238,128 @@ static void as_much_is_lost_as_a_file_is_long(void **state)
 	OK(fs_unlink(w->fs, ROOT_INO, "long"));
 }
 
+/* ---- a small journal of a large volume ------------------------------------------------ */
+
+#define LARGE_BYTES (256ull << 30)
+#define LARGE_LEAST 483328u	/* its smallest journal, in bytes */
+
+/* As an earlier mkfs would have made it: the ring ends sooner. */
+static void journal_shorten(struct world *w, uint64_t units)
+{
+	world_close(w);
+	for (unsigned slot = 0; slot < SUPER_SLOTS; slot++) {
+		struct disk_super s;
+
+		OK(image_pread(w->im, &s, sizeof(s), SUPER_SLOT_OFFSET(slot)));
+		if (!get64(s.magic))
+			continue;
+		assert_true(get64(s.tail_unit) + 8 < units);
+		s.journal_units = put64(units);
+		super_seal(&s, slot);
+		OK(image_pwrite(w->im, &s, sizeof(s), SUPER_SLOT_OFFSET(slot)));
+	}
+	world_open(w);
+}
+
+/* A checkpoint's own group of so many bytes, or a few less, durable. */
+static int write_own(struct world *w, size_t bytes)
+{
+	struct deltas d = {.count = (bytes - sizeof(struct disk_group)) /
+				    (sizeof(struct disk_jitem) + 16)};
+	uint64_t seq, units;
+	int err;
+
+	d.v = calloc(d.count, sizeof(*d.v));
+	for (size_t i = 0; i < d.count; i++)
+		d.v[i] = (struct delta){.start = 5000 + 2 * i, .len = 1};
+	lock_lock(&w->v->checkpoint);
+	err = journal_own_group(w->v, w->v->gen, &d, &seq, &units);
+	if (!err)
+		err = journal_write(w->v, seq, true);
+	lock_unlock(&w->v->checkpoint);
+	free(d.v);
+	return err;
+}
+
+/* Files, each durable, until the ring has no room for another transaction. */
+static unsigned fill_journal(struct world *w)
+{
+	struct volume *v = w->v;
+	unsigned files = 0;
+	char name[16];
+
+	while (atomic_load(&v->ring_free) >=
+	       (int64_t)(v->ring_reserve + v->txn_max + 2 * JOURNAL_UNIT)) {
+		snprintf(name, sizeof(name), "f%u", files++);
+		make(w, ROOT_INO, name);
+		OK(volume_sync(v));
+	}
+	return files;
+}
+
+/*
+ * The ring is full, and now the checkpoint's own blocks are to go there: two
+ * more of the largest have room, others are refused, and what is durable is all there.
+ */
+static void a_checkpoint_writes_over_nothing_that_is_needed(void **state)
+{
+	(void)state;
+	for (unsigned small = 0; small < 2; small++) {
+		struct world w = {0};
+		unsigned files, owns;
+		size_t own;
+		char name[16];
+		int err;
+
+		world_make_with(&w, LARGE_BYTES, LARGE_LEAST);
+		if (small)
+			journal_shorten(&w, JOURNAL_MIN_UNITS);
+		OK(volume_checkpoint(w.v));
+		files = fill_journal(&w);
+		assert_true(files > 8);
+		own = (size_t)(w.v->ring_units * JOURNAL_UNIT - w.v->ring_room) / 3;
+		/* The last checkpoint's, which is in the ring already, is smaller. */
+		for (owns = 0; !(err = write_own(&w, own)); owns++)
+			;
+		assert_int_equal(err, -ENOSPC);
+		assert_true(owns >= 2);
+		OK(fs_close(w.fs));
+		volume_abandon(w.v);
+		world_open(&w);
+		for (unsigned i = 0; i < files; i++) {
+			snprintf(name, sizeof(name), "f%u", i);
+			assert_int_not_equal(find(&w, ROOT_INO, name), 0);
+		}
+		world_close(&w);
+		image_close(w.im);
+	}
+}
+
+/* Where the journal is too small for all bitmaps at once, it takes more often. */
+static void a_small_journal_lets_few_bitmaps_change_at_once(void **state)
+{
+	struct world w = {0};
+	struct volume_stat st;
+	uint64_t ino;
+
+	(void)state;
+	world_make_with(&w, LARGE_BYTES, LARGE_LEAST);
+	journal_shorten(&w, JOURNAL_MIN_UNITS);
+	for (unsigned i = 0; i < 2; i++) {
+		ino = make(&w, ROOT_INO, "large");
+		OK(fs_fallocate(w.fs, ino, 0, 0, LARGE_BYTES / 100 * 99));
+		volume_stat(w.v, &st);
+		assert_true(st.checkpoints > 10);
+		world_again(&w);
+		OK(fs_unlink(w.fs, ROOT_INO, "large"));
+		world_again(&w);
+		volume_stat(w.v, &st);
+		assert_true(st.free_blks > st.blocks / 100 * 99);
+	}
+	world_close(&w);
+	image_close(w.im);
+}
+
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -1268,6 +1398,8 @@ int main(void)
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(as_much_is_lost_as_a_file_is_long),
 		cmocka_unit_test(lookup_counts_are_exact),
+		cmocka_unit_test(a_checkpoint_writes_over_nothing_that_is_needed),
+		cmocka_unit_test(a_small_journal_lets_few_bitmaps_change_at_once),
 	};
 	const char *given = getenv("SEED");
 
