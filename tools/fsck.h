@@ -398,6 +398,10 @@ void ring_fini(struct ring *r);
 const struct disk_group *ring_group(struct ring *r, uint64_t unit,
 				    const uint64_t *salt, const char **why);
 uint64_t group_units(const struct disk_group *g);
+/* The item behind `ji` (NULL: the first) in a whole group; NULL behind the last,
+ * or where what follows is none. */
+const struct disk_jitem *group_item(const struct disk_group *g,
+				    const struct disk_jitem *ji);
 
 /* The backup in the last block, where no superblock tells which that is. */
 bool super_last(struct image *im, struct disk_super *s);
