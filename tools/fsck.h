@@ -370,8 +370,13 @@ int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len);
 int refs_sweep(struct fsck *f, const struct runs *refs,
 	       int (*fn)(struct fsck *f, uint64_t from, uint64_t to,
 			 uint64_t count));
-/* The first chunk from `chunk` on that may have blocks in use. */
+/* The first chunk from `chunk` on that may have blocks in use, or how many
+ * chunks there are. */
 uint64_t fsck_next_used(const struct fsck *f, uint64_t chunk);
+/* How many bitmaps a volume of this size may have; and the first of them from
+ * `index` on that may tell of blocks in use, or how many there may be. */
+uint64_t fsck_bitmaps(const struct fsck *f);
+uint64_t fsck_next_bitmap(const struct fsck *f, uint64_t index);
 /* Is [start, start + len) within the blocks that the allocator deals in? */
 bool fsck_in_volume(const struct fsck *f, uint64_t start, uint64_t len);
 
@@ -393,6 +398,10 @@ void ring_fini(struct ring *r);
 const struct disk_group *ring_group(struct ring *r, uint64_t unit,
 				    const uint64_t *salt, const char **why);
 uint64_t group_units(const struct disk_group *g);
+/* The item behind `ji` (NULL: the first) in a whole group; NULL behind the last,
+ * or where what follows is none. */
+const struct disk_jitem *group_item(const struct disk_group *g,
+				    const struct disk_jitem *ji);
 
 /* The backup in the last block, where no superblock tells which that is. */
 bool super_last(struct image *im, struct disk_super *s);

@@ -289,7 +289,8 @@ static struct time_ns now_time(void)
 }
 
 /* Make it: the root is locked and in `t` already. */
-static int lost_found_make(struct txn *t, struct inode *root, struct inode **out)
+static int lost_found_make(struct txn *t, struct inode *root, const char *name,
+			   struct inode **out)
 {
 	struct time_ns now = now_time();
 	struct attr a = {.mode = S_IFDIR | 0700,
@@ -304,7 +305,7 @@ static int lost_found_make(struct txn *t, struct inode *root, struct inode **out
 
 	if (ret)
 		return ret;
-	ret = dir_add(t, root, "lost+found", 10, (*out)->ino, DT_DIR);
+	ret = dir_add(t, root, name, strlen(name), (*out)->ino, DT_DIR);
 	inode_edit(t, root)->nlink++;
 	return ret;
 }
@@ -340,8 +341,27 @@ static int make_inode(struct fsck *f, const struct repair *r)
 	return txn_commit(t);
 }
 
+/* What a directory has under `name`; or, if that is no use, under "name.1" and so
+ * on: the first that is free (-ENOENT), or whose entry will do (0). */
+#define NAME_BYTES 40u
+static int name_find(struct fsck *f, struct inode *dir, bool subdir_will_do,
+		     char *name, struct dirent_info *e)
+{
+	size_t stem = strlen(name);
+
+	for (unsigned n = 1;; n++) {
+		int ret = dir_lookup(f->v, dir, name, strlen(name), e);
+
+		if (ret || (subdir_will_do && e->type == DT_DIR))
+			return ret;
+		snprintf(name + stem, NAME_BYTES - stem, ".%u", n);
+	}
+}
+
+/* The directory for what has no name, or a new one if that name is a file's. */
 static int lost_found(struct fsck *f, uint64_t *ino)
 {
+	char name[NAME_BYTES] = "lost+found";
 	struct dirent_info e;
 	struct inode *root, *lf = NULL;
 	struct txn *t;
@@ -349,13 +369,11 @@ static int lost_found(struct fsck *f, uint64_t *ino)
 
 	if (ret)
 		return ret;
-	ret = dir_lookup(f->v, root, "lost+found", 10, &e);
-	if (!ret) {
+	ret = name_find(f, root, true, name, &e);
+	if (!ret)
 		*ino = e.ino;
-		return end(f, root, t, e.type == DT_DIR ? 0 : -ENOTDIR);
-	}
 	if (ret == -ENOENT)
-		ret = lost_found_make(t, root, &lf);
+		ret = lost_found_make(t, root, name, &lf);
 	ret = end(f, root, t, ret);
 	if (lf) {
 		*ino = lf->ino;
@@ -365,19 +383,45 @@ static int lost_found(struct fsck *f, uint64_t *ino)
 	return ret;
 }
 
+/* An entry for `ip` in lost+found, under a name that no other has. */
+static int adopt_into(struct fsck *f, struct inode *lf, struct inode *ip,
+		      uint8_t type)
+{
+	char name[NAME_BYTES];
+	struct dirent_info e;
+	struct txn *t;
+	struct attr *a;
+	int ret;
+
+	snprintf(name, sizeof(name), "#%" PRIu64, ip->ino);
+	ret = name_find(f, lf, false, name, &e);
+	if (ret != -ENOENT)
+		return ret;
+	ret = txn_begin(f->v, TXN_FREEING, &t);
+	if (ret)
+		return ret;
+	ret = dir_add(t, lf, name, strlen(name), ip->ino, type);
+	a = inode_edit(t, ip);
+	if (type == DT_DIR) {
+		a->parent = lf->ino;
+		inode_edit(t, lf)->nlink++;
+	} else {
+		a->nlink = 1;
+	}
+	if (!ret)
+		return txn_commit(t);
+	txn_abort(t);
+	return ret;
+}
+
 static int adopt(struct fsck *f, const struct repair *r)
 {
-	char name[24];
-	size_t len;
 	struct inode *ip, *lf;
-	struct txn *t;
 	uint64_t ino = 0;
-	struct attr *a;
 	int ret = lost_found(f, &ino);
 
 	if (ret)
 		return ret;
-	len = (size_t)snprintf(name, sizeof(name), "#%" PRIu64, r->ino);
 	ret = inode_get(f->v, r->ino, &ip);
 	if (ret)
 		return ret;
@@ -385,21 +429,7 @@ static int adopt(struct fsck *f, const struct repair *r)
 	ret = inode_get(f->v, ino, &lf);
 	if (!ret) {
 		rwlock_write_nested(&lf->lock, true);
-		ret = txn_begin(f->v, TXN_FREEING, &t);
-		if (!ret) {
-			ret = dir_add(t, lf, name, len, r->ino, (uint8_t)r->b);
-			a = inode_edit(t, ip);
-			if (r->b == DT_DIR) {
-				a->parent = ino;
-				inode_edit(t, lf)->nlink++;
-			} else {
-				a->nlink = 1;
-			}
-			if (ret)
-				txn_abort(t);
-			else
-				ret = txn_commit(t);
-		}
+		ret = adopt_into(f, lf, ip, (uint8_t)r->b);
 		rwlock_unlock(&lf->lock);
 		inode_put(f->v, lf);
 	}

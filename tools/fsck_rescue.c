@@ -5,15 +5,23 @@
  *
  *   1. Each checkpoint leaves a group in the ring that names it (of_gen), and
  *      groups after it say that it was durable. The newest such checkpoint is
- *      the one to go on from; its groups have the salt.
+ *      the one to go on from, also where its own group is lost; its groups
+ *      have the salt.
  *   2. What it changed in the tree of files was written with its number, the
  *      root among it: the root is the node of the highest level among those
  *      of the highest birth that is not above it. So all nodes in the image
  *      are looked at; the first root below which everything is there is it.
  *      If there is none the newest is taken, and later passes repair that.
- *   3. The chain of groups that ends with the last one that is durable, as far
- *      back as it goes. It begins before the checkpoint; but items are
- *      absolute, so applying more of them, in order, comes to the same.
+ *   3. The chain of groups from where the checkpoint ended the generation
+ *      before. That is not known: between the group of the checkpoint before
+ *      and its own, for both come after the end of their generation. Items are
+ *      absolute, so applying more of them, in order, comes to the same; but
+ *      not data that rode in a group (JITEM_DATA), if its block was freed since
+ *      and has other contents now. What was freed is not taken again before
+ *      the checkpoint that the freeing is part of: so a group that frees what
+ *      one after the checkpoint takes came before that end, and the chain
+ *      begins behind it. Part of the ring stays free for whoever opens the
+ *      volume, as it was when the checkpoint was made.
  *
  * Where backups are lost as well, what never changes is guessed (guess_super):
  * a node knows its own block number, which gives the block size; the size is
@@ -48,8 +56,16 @@ struct census {
 	uint64_t nodes, items, inodes, max_ino, lost;
 };
 
+/* A group in the ring; of the blocks that all of them take and free, its own
+ * are those from place `space` on. */
 struct group_at {
 	uint64_t unit, units, salt, seq, prev, csum, durable, checkpoint, of_gen;
+	size_t space;
+};
+
+struct delta_at {
+	struct extent e;
+	bool free;
 };
 
 struct rescue {
@@ -57,8 +73,10 @@ struct rescue {
 	struct disk_super s;
 	unsigned shift;
 	uint64_t blocks, limit;
-	struct group_at *groups;
+	struct group_at *groups;	/* by their place in the ring */
 	size_t count;
+	struct delta_at *space;
+	size_t spaces, space_room;
 	struct root root[ROOTS];	/* by birth, the newest first */
 	unsigned roots;
 	unsigned top;			/* the highest level met */
@@ -74,6 +92,29 @@ void super_distrust_space(struct disk_super *s)
 }
 
 /* ---- the ring ------------------------------------------------------------------ */
+
+/* What a group takes and frees. */
+static int space_survey(struct rescue *r, const struct disk_group *g)
+{
+	const struct disk_jitem *ji = NULL;
+
+	while ((ji = group_item(g, ji))) {
+		struct delta_at *p;
+		le64 run[2];
+
+		if ((ji->type != JITEM_TAKE && ji->type != JITEM_FREE) ||
+		    get16(ji->klen) != sizeof(run))
+			continue;
+		p = grow(r->space, sizeof(*p), r->spaces, &r->space_room);
+		if (!p)
+			return -ENOMEM;
+		r->space = p;
+		memcpy(run, ji->bytes, sizeof(run));
+		p[r->spaces++] = (struct delta_at){{get64(run[0]), get64(run[1])},
+						   ji->type == JITEM_FREE};
+	}
+	return 0;
+}
 
 static int ring_survey(struct rescue *r)
 {
@@ -97,7 +138,8 @@ static int ring_survey(struct rescue *r)
 		p[r->count++] = (struct group_at){
 			u, group_units(g), get64(g->salt), get64(g->seq),
 			get64(g->prev), get64(g->csum), get64(g->durable_seq),
-			get64(g->checkpoint_gen), get64(g->of_gen)};
+			get64(g->checkpoint_gen), get64(g->of_gen), r->spaces};
+		ret = space_survey(r, g);
 		u += group_units(g) - 1;
 	}
 	ring_fini(&ring);
@@ -113,53 +155,97 @@ static const struct group_at *newest_checkpoint(const struct rescue *r,
 	for (size_t i = 0; i < r->count; i++) {
 		const struct group_at *g = &r->groups[i];
 
+		/* The later one of two, of which a crash ended the first. */
 		if (g->of_gen && g->of_gen < below &&
 		    (!best || g->of_gen > best->of_gen ||
-		     (g->of_gen == best->of_gen &&
-		      g->checkpoint > best->checkpoint)))
+		     (g->of_gen == best->of_gen && g->seq > best->seq)))
 			best = g;
 	}
 	return best;
 }
 
-static const struct group_at *find_group(const struct rescue *r, uint64_t salt,
-					 uint64_t seq, uint64_t csum)
+/* Is q the group that follows p? */
+static bool follows(const struct rescue *r, const struct group_at *p,
+		    const struct group_at *q)
 {
-	for (size_t i = 0; i < r->count; i++) {
-		const struct group_at *g = &r->groups[i];
-
-		if (g->salt == salt && g->seq == seq && g->csum == csum)
-			return g;
-	}
-	return NULL;
+	return q->salt == p->salt && q->seq == p->seq + 1 && q->prev == p->csum &&
+	       q->unit == (p->unit + p->units) % get64(r->s.journal_units);
 }
 
-/* The tail: as far back from the last durable group as the chain goes. */
-static void set_tail(struct rescue *r, uint64_t salt)
+/* The one behind it in the ring, or before it; it may be itself. */
+static const struct group_at *behind(const struct rescue *r, const struct group_at *g)
 {
-	uint64_t must = 0, units = get64(r->s.journal_units);
-	const struct group_at *g = NULL, *p;
+	return g + 1 < r->groups + r->count ? g + 1 : r->groups;
+}
 
-	for (size_t i = 0; i < r->count; i++)
-		if (r->groups[i].salt == salt && r->groups[i].durable > must)
-			must = r->groups[i].durable;
-	for (size_t i = 0; i < r->count; i++) {
-		p = &r->groups[i];
-		if (p->salt == salt &&
-		    (!g || (g->seq > must ? p->seq < g->seq :
-				    p->seq <= must && p->seq > g->seq)))
-			g = p;
+static const struct group_at *before(const struct rescue *r, const struct group_at *g)
+{
+	return g > r->groups ? g - 1 : r->groups + r->count - 1;
+}
+
+static size_t space_end(const struct rescue *r, const struct group_at *g)
+{
+	return g + 1 < r->groups + r->count ? g[1].space : r->spaces;
+}
+
+/* What groups after this one take, and the units from it to where they end. */
+static int taken_after(const struct rescue *r, const struct group_at *own,
+		       struct runs *taken, uint64_t *units)
+{
+	const struct group_at *g = own;
+	int ret = 0;
+
+	*units = own->units;
+	while (!ret && follows(r, g, behind(r, g))) {
+		g = behind(r, g);
+		*units += g->units;
+		for (size_t i = g->space; !ret && i < space_end(r, g); i++)
+			if (!r->space[i].free)
+				ret = runs_add(taken, r->space[i].e.start,
+					       r->space[i].e.len);
 	}
-	if (!g)
-		return;
-	r->s.durable_seq = put64(g->seq <= must ? g->seq : g->seq - 1);
-	while ((p = find_group(r, salt, g->seq - 1, g->prev)) &&
-	       (p->unit + p->units) % units == g->unit)
+	runs_sort(taken);
+	return ret;
+}
+
+/* Does it free what was taken again? */
+static bool frees(const struct rescue *r, const struct group_at *g,
+		  const struct runs *taken)
+{
+	for (size_t i = g->space; i < space_end(r, g); i++)
+		if (r->space[i].free &&
+		    runs_meet(taken, r->space[i].e.start, r->space[i].e.len))
+			return true;
+	return false;
+}
+
+/* What is to be replayed upon the checkpoint whose own group this is, or, where
+ * that is lost, a later one. */
+static int set_tail(struct rescue *r, const struct group_at *own)
+{
+	uint64_t units, most = get64(r->s.journal_units);
+	uint64_t must = own->of_gen ? own->seq : own->durable;
+	const struct group_at *g = own, *p = before(r, own);
+	struct runs taken = {0};
+	int ret = taken_after(r, own, &taken, &units);
+
+	most -= most / 8;
+	while (!ret && follows(r, p, g) && !p->of_gen && units + p->units <= most &&
+	       !frees(r, p, &taken)) {
+		units += p->units;
 		g = p;
-	r->s.salt = put64(salt);
+		p = before(r, p);
+	}
+	free(taken.v);
+	for (size_t i = 0; i < r->count; i++)
+		if (r->groups[i].salt == own->salt && r->groups[i].durable > must)
+			must = r->groups[i].durable;
+	r->s.salt = put64(g->salt);
+	r->s.durable_seq = put64(must);
 	r->s.tail_unit = put64(g->unit);
 	r->s.tail_seq = put64(g->seq);
 	r->s.tail_prev = put64(g->prev);
+	return ret;
 }
 
 /* ---- nodes ----------------------------------------------------------------------- */
@@ -321,25 +407,53 @@ static int set_root(struct rescue *r, bool whole, bool *found)
 
 /* ---- the whole ----------------------------------------------------------------------- */
 
+/* A group after the newest durable checkpoint, if one tells of it; or NULL. */
+static const struct group_at *newest_durable(const struct rescue *r)
+{
+	const struct group_at *best = NULL;
+
+	for (size_t i = 0; i < r->count; i++) {
+		const struct group_at *g = &r->groups[i];
+
+		/* not the first of the next mount, if there is another */
+		if (!best || g->checkpoint > best->checkpoint ||
+		    (g->checkpoint == best->checkpoint && !g->of_gen &&
+		     (best->of_gen || g->seq > best->seq)))
+			best = g;
+	}
+	return best && best->checkpoint ? best : NULL;
+}
+
+/* From checkpoint `gen`, and group `g`, its own or a later one, on. */
+static int build_from(struct rescue *r, const struct group_at *g, uint64_t gen,
+		      bool whole, bool *found)
+{
+	int ret = set_tail(r, g);
+
+	r->limit = gen;
+	r->s.gen = put64(gen);
+	if (!ret)
+		ret = scan_nodes(r);
+	return ret ? ret : set_root(r, whole, found);
+}
+
 static int build(struct rescue *r)
 {
 	const struct group_at *g = newest_checkpoint(r, UINT64_MAX);
-	uint64_t durable = 0;
+	const struct group_at *last = newest_durable(r);
+	uint64_t durable = last ? last->checkpoint : 0;
 	bool found = false;
 	int ret = 0;
 
-	for (size_t i = 0; i < r->count; i++)
-		if (r->groups[i].checkpoint > durable)
-			durable = r->groups[i].checkpoint;
 	/* One that may not have taken place counts if all of it is there. */
-	for (; !ret && !found && g; g = newest_checkpoint(r, g->of_gen)) {
-		r->limit = g->of_gen;
-		r->s.gen = put64(g->of_gen);
-		set_tail(r, g->salt);
-		ret = scan_nodes(r);
-		if (!ret)
-			ret = set_root(r, g->of_gen > durable, &found);
-	}
+	for (; !ret && !found && g && g->of_gen > durable;
+	     g = newest_checkpoint(r, g->of_gen))
+		ret = build_from(r, g, g->of_gen, true, &found);
+	/* The one that did counts, though its own group may be lost: no older one
+	 * opens with a journal that tells of it. */
+	if (!ret && !found && durable)
+		ret = build_from(r, g && g->of_gen == durable ? g : last, durable,
+				 false, &found);
 	if (ret || found)
 		return ret;
 	/* No journal: the newest tree there is. */
@@ -472,6 +586,15 @@ static int rescue_init(struct rescue *r, struct fsck *f, const struct disk_super
 	return ret ? ret : build(r);
 }
 
+static void rescue_free(struct rescue *r)
+{
+	if (!r)
+		return;
+	free(r->groups);
+	free(r->space);
+	free(r);
+}
+
 int rescue_super(struct fsck *f, const struct disk_super *from,
 		 struct disk_super *out)
 {
@@ -482,9 +605,7 @@ int rescue_super(struct fsck *f, const struct disk_super *from,
 		super_distrust_space(&r->s);
 		*out = r->s;
 	}
-	if (r)
-		free(r->groups);
-	free(r);
+	rescue_free(r);
 	return ret;
 }
 
@@ -501,8 +622,6 @@ bool rescue_finds_more(struct fsck *f, const struct found_node *n, size_t count)
 			ret = count_below(r, &n[i].ptr, n[i].level);
 	if (!ret)
 		ret = items > r->census.items;
-	if (r)
-		free(r->groups);
-	free(r);
+	rescue_free(r);
 	return ret > 0;
 }

@@ -60,3 +60,17 @@ uint64_t group_units(const struct disk_group *g)
 {
 	return (get32(g->bytes) + JOURNAL_UNIT - 1) / JOURNAL_UNIT;
 }
+
+const struct disk_jitem *group_item(const struct disk_group *g,
+				    const struct disk_jitem *ji)
+{
+	const uint8_t *at = ji ? ji->bytes + get16(ji->klen) + get16(ji->vlen) :
+				 (const uint8_t *)(g + 1);
+	size_t left = (size_t)((const uint8_t *)g + get32(g->bytes) - at);
+
+	ji = (const void *)at;
+	if (left < sizeof(*ji) ||
+	    left - sizeof(*ji) < (size_t)get16(ji->klen) + get16(ji->vlen))
+		return NULL;
+	return ji;
+}

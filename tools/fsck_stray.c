@@ -290,12 +290,11 @@ static int look_in_use(struct search *s, uint8_t *piece)
 {
 	struct fsck *f = s->f;
 	uint64_t per = f->per_bitmap / BLOCKS_PAGE;
-	uint64_t count = (f->blocks + f->per_bitmap - 1) / f->per_bitmap;
+	uint64_t count = fsck_bitmaps(f);
 	uint8_t *bits = malloc(s->size);
 	int ret = bits ? 0 : -ENOMEM;
 
-	for (uint64_t i = 0; !ret && i < count;
-	     i = fsck_next_used(f, (i + 1) * per) / per) {
+	for (uint64_t i = 0; !ret && i < count; i = fsck_next_bitmap(f, i + 1)) {
 		ret = volume_bitmap(f->v, i, bits);
 		for (uint64_t p = 0; !ret && p < per; p++)
 			ret = look_at_page(s, piece, i * per + p,

@@ -37,7 +37,7 @@ static int check_dir(struct fsck *f, struct ino_rec *r)
 					  ROOT_INO);
 		if (r->links)
 			f->look_again = true;
-	} else if (!r->links && !(r->flags & INO_ORPHAN)) {
+	} else if (!r->links && (!(r->flags & INO_ORPHAN) || r->nlink)) {
 		struct repair lost = {.kind = REPAIR_LOST,
 				      .id = P_DIR_LOST,
 				      .ino = r->ino,

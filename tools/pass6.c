@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Pass 6: link counts of files against their entries, orphans, intents. An
- * inode without links is an orphan, and only such a one is.
+ * inode without links is an orphan, and only such a one is: where the list says
+ * so of one with links, but without an entry, the list is not believed, for then
+ * it would be freed.
  */
 #include "tools/fsck.h"
 
@@ -47,8 +49,6 @@ static int check_links(struct fsck *f, const struct ino_rec *r)
 		return 0;
 	if (r->nlink == r->links)
 		return 0;
-	if (!r->links && r->flags & INO_ORPHAN)
-		return 0;	/* pass 6 says what is wrong with that, below */
 	if (!r->links) {
 		if (PROBLEM(P_LOST, .ino = r->ino, .is = r->nlink))
 			return later(f, REPAIR_LOST, P_LOST, r, 0, r->type);
@@ -73,10 +73,7 @@ static int check_orphan(struct fsck *f, const struct ino_rec *r)
 	if (orphan && r->nlink) {
 		if (!PROBLEM(P_ORPHAN_LINKED, .ino = r->ino, .is = r->nlink))
 			return 0;
-		if (r->links)
-			return later(f, REPAIR_ORPHAN_REMOVE, P_ORPHAN_LINKED, r,
-				     0, 0);
-		return later(f, REPAIR_ATTR, P_ORPHAN_LINKED, r, FIELD_NLINK, 0);
+		return later(f, REPAIR_ORPHAN_REMOVE, P_ORPHAN_LINKED, r, 0, 0);
 	}
 	if (!orphan && r->flags & INO_SEEN && !r->nlink && !r->links &&
 	    r->type != DT_DIR && !f->lost[TABLE_REFS]) {

@@ -167,6 +167,11 @@ static void compare_page(struct fsck *f, struct wrong *w, uint64_t page,
 	}
 }
 
+uint64_t fsck_bitmaps(const struct fsck *f)
+{
+	return (f->blocks + f->per_bitmap - 1) / f->per_bitmap;
+}
+
 /* The first bitmap from `index` on that there is. */
 static uint64_t next_there(const struct fsck *f, uint64_t index, uint64_t count)
 {
@@ -180,24 +185,32 @@ uint64_t fsck_next_used(const struct fsck *f, uint64_t chunk)
 {
 	uint64_t per = f->per_bitmap / BLOCKS_PAGE, count = f->owned.pages;
 	uint64_t owned = blocks_next(&f->owned, chunk);
-	uint64_t there = next_there(f, chunk / per, (count + per - 1) / per) * per;
+	uint64_t there = next_there(f, chunk / per, fsck_bitmaps(f)) * per;
 
 	if (there < chunk)
 		there = chunk;
 	return owned < there ? owned : there < count ? there : count;
 }
 
+uint64_t fsck_next_bitmap(const struct fsck *f, uint64_t index)
+{
+	uint64_t per = f->per_bitmap / BLOCKS_PAGE;
+	uint64_t chunk = fsck_next_used(f, index * per);
+
+	/* the last bitmap may cover fewer chunks than the others */
+	return chunk < f->owned.pages ? chunk / per : fsck_bitmaps(f);
+}
+
 static int compare(struct fsck *f)
 {
-	uint64_t count = (f->blocks + f->per_bitmap - 1) / f->per_bitmap;
+	uint64_t count = fsck_bitmaps(f);
 	uint8_t *bits = malloc((size_t)1 << f->shift);
 	uint64_t per = f->per_bitmap / BLOCKS_PAGE;
 	struct wrong w = {.f = f};
 	int ret = bits ? 0 : -ENOMEM;
 
 	f->free_blks = f->blocks;
-	for (uint64_t i = 0; !ret && i < count;
-	     i = fsck_next_used(f, (i + 1) * per) / per) {
+	for (uint64_t i = 0; !ret && i < count; i = fsck_next_bitmap(f, i + 1)) {
 		uint64_t units = units_of(f, i), first = i * per;
 
 		ret = volume_bitmap(f->v, i, bits);

@@ -167,7 +167,24 @@ esac
 let_go
 fsck 1 -fy image
 fsck 0 -fn image
-# Nothing but the head is left.
+
+# ---- blocks and volumes of any size: bitmaps cover more blocks than a chunk has
+for block in 4096 8192 16384 32768 65536; do
+	for size in 2M 16M 777M 50G 9T; do
+		"$bin/mkfs.spaceweave" -qf -b $block sized $size
+		fsck 0 -fn sized
+		rm sized
+	done
+	"$bin/mkfs.spaceweave" -q -b $block sized 16M
+	"$damage" sized make
+	"$damage" sized many 1500
+	"$damage" sized node 0 1 0
+	fsck 1 -fy sized
+	fsck 0 -fn sized
+	rm sized
+done
+
+# ---- nothing but the head is left
 truncate -s 600000 image
 fsck 5 -fy image
 says 'S13 no tree of files is left'

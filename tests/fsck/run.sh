@@ -10,7 +10,8 @@
 #   loses PATH BLK       or is refused
 #
 # Checking must change nothing and exit with 4. After a repair, which exits with
-# 1, a second run must find nothing. What -p must not repair it leaves alone.
+# 1, a second run must find nothing, nor one after the volume was written to. What
+# -p must not repair it leaves alone.
 # A repair is taken back in the end ("spaceweave undo"), to the last byte.
 # `notes` instead of `finds`: no error, exit status 0 (with these notes).
 . "$(dirname "$0")/lib.sh"
@@ -88,7 +89,12 @@ for look in "${looks[@]}"; do
 	damage $look 2>"$work/look" || { cat "$work/look"; fail "not so: $look"; }
 done
 
-# A repair can be taken back, to the last byte.
 [ $by != none ] || exit 0
+# What is repaired can be written to.
+cp --sparse=always "$image" "$work/copy"
+"$damage" "$work/copy" scatter /written-since 2 2>"$work/out" || fail "it cannot be written to"
+"$bin/fsck.spaceweave" -fn "$work/copy" >"$work/out" 2>&1 || fail "not clean once written to"
+
+# A repair can be taken back, to the last byte.
 "$bin/spaceweave" undo "$work/undo" "$image" >"$work/out" 2>&1 || fail "cannot be undone"
 [ "$before" = "$(sha256sum <"$image")" ] || fail "undo did not bring back what was there"
