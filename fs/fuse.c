@@ -108,6 +108,96 @@ static void reply_attr(fuse_req_t req, int err, const struct stat *st)
 		fuse_reply_attr(req, st, FOR_EVER);
 }
 
+/* ---- writes that failed after they had been answered ---------------------------------- */
+
+/*
+ * The kernel answers a write from its cache before it comes to us; when there
+ * is no space for it then, only fsync and close would hear of it, and who just
+ * goes on writing would do so for ever. But a write begins with the attributes:
+ * so after a failure they are invalidated, and the request for them that comes
+ * with an open file is answered with the error, once.
+ *
+ * That request does not say whose it is. Who had written is told by the kernel, at
+ * fsync or close, each open file once. So here an error is given only while it is
+ * true of any write to that file, and kept only while the kernel knows the file.
+ */
+#define LATE_MAX 64
+
+struct late {
+	fuse_ino_t ino;
+	int err;
+	uint64_t room;		/* blocks that would have been enough */
+};
+
+static struct {
+	pthread_mutex_t lock;
+	unsigned count;		/* atomic: mostly 0 */
+	struct late e[LATE_MAX];
+} late = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static bool late_find_locked(fuse_ino_t ino, unsigned *i)
+{
+	for (*i = 0; *i < late.count; (*i)++)
+		if (late.e[*i].ino == ino)
+			return true;
+	return false;
+}
+
+/* Of more files than there is room for, the others hear when they write again. */
+static void late_add(struct fs *fs, fuse_ino_t ino, int err, size_t bytes)
+{
+	struct late l = {.ino = ino, .err = err};
+	struct statvfs st;
+	unsigned i;
+
+	fs_statfs(fs, &st);
+	l.room = st.f_bavail + bytes / st.f_bsize + 1;
+	pthread_mutex_lock(&late.lock);
+	if (late_find_locked(ino, &i) || i < LATE_MAX)
+		late.e[i] = l;
+	if (i == late.count && i < LATE_MAX)
+		__atomic_store_n(&late.count, i + 1, __ATOMIC_RELEASE);
+	pthread_mutex_unlock(&late.lock);
+}
+
+static struct late late_take(fuse_ino_t ino)
+{
+	struct late l = {0};
+	unsigned i;
+
+	if (!__atomic_load_n(&late.count, __ATOMIC_ACQUIRE))
+		return l;
+	pthread_mutex_lock(&late.lock);
+	if (late_find_locked(ino, &i)) {
+		l = late.e[i];
+		late.e[i] = late.e[late.count - 1];
+		__atomic_store_n(&late.count, late.count - 1, __ATOMIC_RELEASE);
+	}
+	pthread_mutex_unlock(&late.lock);
+	return l;
+}
+
+/* What a write to the file would still fail with. */
+static int late_error(struct fs *fs, fuse_ino_t ino)
+{
+	const struct late l = late_take(ino);
+	uint32_t flags, projid;
+	struct statvfs st;
+
+	switch (l.err) {
+	case -ENOSPC:			/* of the volume, or of its host */
+		fs_statfs(fs, &st);
+		return st.f_bavail < l.room ? l.err : 0;
+	case -EPERM:			/* who appends may still do so */
+		return !fs_getflags(fs, ino, &flags, &projid) &&
+		       (flags & FS_IMMUTABLE_FL) ? l.err : 0;
+	case -EROFS:
+		return l.err;
+	default:
+		return 0;
+	}
+}
+
 /* ---- names ---------------------------------------------------------------------- */
 
 static void do_lookup(fuse_req_t req, fuse_ino_t dir, const char *name)
@@ -124,6 +214,7 @@ static void do_lookup(fuse_req_t req, fuse_ino_t dir, const char *name)
 
 static void do_forget(fuse_req_t req, fuse_ino_t ino, uint64_t n)
 {
+	late_take(ino);
 	fs_forget(fs_of(req), ino, n);
 	fuse_reply_none(req);
 }
@@ -131,8 +222,10 @@ static void do_forget(fuse_req_t req, fuse_ino_t ino, uint64_t n)
 static void do_forget_multi(fuse_req_t req, size_t count,
 			    struct fuse_forget_data *f)
 {
-	for (size_t i = 0; i < count; i++)
+	for (size_t i = 0; i < count; i++) {
+		late_take(f[i].ino);
 		fs_forget(fs_of(req), f[i].ino, f[i].nlookup);
+	}
 	fuse_reply_none(req);
 }
 
@@ -294,66 +387,12 @@ static void do_readdirplus(fuse_req_t req, fuse_ino_t dir, size_t size,
 	list(req, dir, size, off, true);
 }
 
-/* ---- writes that failed after they had been answered ---------------------------------- */
-
-/*
- * The kernel answers a write from its cache before it comes to us; when there
- * is no space for it then, only fsync and close would hear of it, and who just
- * goes on writing would do so for ever. But a write begins with the attributes:
- * so after a failure they are invalidated, and the request for them that comes
- * with an open file is answered with the error, once.
- */
-#define LATE_MAX 64
-
-static struct {
-	pthread_mutex_t lock;
-	unsigned count;		/* atomic: mostly 0 */
-	struct {
-		fuse_ino_t ino;
-		int err;
-	} e[LATE_MAX];
-} late = {.lock = PTHREAD_MUTEX_INITIALIZER};
-
-static void late_add(fuse_ino_t ino, int err)
-{
-	unsigned i = 0;
-
-	pthread_mutex_lock(&late.lock);
-	while (i < late.count && late.e[i].ino != ino)
-		i++;
-	if (i < LATE_MAX) {
-		late.e[i].ino = ino;
-		late.e[i].err = err;
-		if (i == late.count)
-			__atomic_store_n(&late.count, i + 1, __ATOMIC_RELEASE);
-	}
-	pthread_mutex_unlock(&late.lock);
-}
-
-static int late_take(fuse_ino_t ino)
-{
-	int err = 0;
-
-	if (!__atomic_load_n(&late.count, __ATOMIC_ACQUIRE))
-		return 0;
-	pthread_mutex_lock(&late.lock);
-	for (unsigned i = 0; i < late.count && !err; i++) {
-		if (late.e[i].ino != ino)
-			continue;
-		err = late.e[i].err;
-		late.e[i] = late.e[late.count - 1];
-		__atomic_store_n(&late.count, late.count - 1, __ATOMIC_RELEASE);
-	}
-	pthread_mutex_unlock(&late.lock);
-	return err;
-}
-
 /* ---- attributes --------------------------------------------------------------------- */
 
 static void do_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct stat st;
-	int err = fi ? late_take(ino) : 0;
+	int err = fi ? late_error(fs_of(req), ino) : 0;
 
 	if (err)
 		reply_err(req, err);
@@ -739,7 +778,7 @@ static void do_write(fuse_req_t req, fuse_ino_t ino, const char *buf,
 		return;
 	}
 	if (flags & FS_WRITE_CACHED)
-		late_add(ino, (int)n);
+		late_add(face->fs, ino, (int)n, size);
 	reply_err(req, (int)n);
 	if (flags & FS_WRITE_CACHED)
 		forget_attr(ino);

@@ -226,7 +226,7 @@ stop
 format 64M
 start
 cat >"$work/full.py" <<'EOF'
-import errno, mmap, os, sys
+import errno, mmap, os, sys, time
 M = 1 << 20
 def fill():
     full = os.open("full", os.O_CREAT | os.O_WRONLY | os.O_SYNC | os.O_APPEND)
@@ -267,10 +267,23 @@ if sys.argv[1] == "first":
     verify("early", b"e")
 else:
     verify("early", b"e")
+    a, b = os.open("two", os.O_CREAT | os.O_WRONLY), os.open("two", os.O_WRONLY)
     fill()
     use("late", b"l")
     verify("late", b"l")
+    # what one could not write is no error of another's when there is space again
+    os.pwrite(a, b"a" * M, 0)
+    for w in a, b:
+        try:
+            os.fsync(w)
+            assert False, "1 MiB into no space"
+        except OSError as e:
+            assert e.errno == errno.ENOSPC
     os.unlink("full")
+    while os.statvfs(".").f_bavail * 4096 < 4 * M:
+        time.sleep(0.01)
+    os.pwrite(b, b"b" * M, 0)
+    os.fsync(b)
     again = os.open("again", os.O_CREAT | os.O_WRONLY | os.O_SYNC)
     os.write(again, b"a" * (8 * M))
     # without O_SYNC the writer hears of it, too, in time
