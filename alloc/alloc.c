@@ -910,17 +910,35 @@ static int undefer_once(struct op *op, uint64_t s, uint64_t e)
 	return 0;
 }
 
-static int release_once(struct op *op, uint64_t s, uint64_t e)
+/* Their promise is the caller's to give away or to keep. */
+static int give_pending(struct op *op, uint64_t s, uint64_t e)
 {
 	int err = all_pending(op, s, e) ? space_give(op, s, e) : -EINVAL;
 
 	if (err)
 		return err;
 	undefer_once(op, s, e);
-	promise_return(op, e - s);
 	op->sh->n.frees++;
 	op->sh->n.freed_units += e - s;
 	return 0;
+}
+
+static int release_once(struct op *op, uint64_t s, uint64_t e)
+{
+	int err = give_pending(op, s, e);
+
+	if (!err)
+		promise_return(op, e - s);
+	return err;
+}
+
+static int release_reserved_once(struct op *op, uint64_t s, uint64_t e)
+{
+	int err = give_pending(op, s, e);
+
+	if (!err)
+		op->sh->n.reserved += (int64_t)(e - s);
+	return err;
 }
 
 int alloc_defer(struct alloc *a, uint64_t start, uint64_t len)
@@ -936,6 +954,11 @@ int alloc_undefer(struct alloc *a, uint64_t start, uint64_t len)
 int alloc_release(struct alloc *a, uint64_t start, uint64_t len)
 {
 	return in_hood(a, start, len, release_once);
+}
+
+int alloc_release_reserved(struct alloc *a, uint64_t start, uint64_t len)
+{
+	return in_hood(a, start, len, release_reserved_once);
 }
 
 static int exact_once(struct op *op, uint64_t s, uint64_t e)

@@ -170,10 +170,13 @@ int alloc_free(struct alloc *a, uint64_t start, uint64_t len);
  * they stay in use, yet a second free of them is refused. alloc_release()
  * ends the wait: they are free now. alloc_undefer() takes the mark back.
  * A run given to alloc_release() must have been deferred, in any pieces.
+ * alloc_release_reserved() makes the units a promise of the caller's instead,
+ * and nobody else can have them in between.
  */
 int alloc_defer(struct alloc *a, uint64_t start, uint64_t len);
 int alloc_undefer(struct alloc *a, uint64_t start, uint64_t len);
 int alloc_release(struct alloc *a, uint64_t start, uint64_t len);
+int alloc_release_reserved(struct alloc *a, uint64_t start, uint64_t len);
 
 /* The brief's plain calls: bytes, rounded up to units. */
 int alloc_bytes(struct alloc *a, uint64_t bytes, uint64_t *offset_bytes);

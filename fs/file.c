@@ -22,8 +22,10 @@
  * transaction has the whole visible effect, the rest being freed by
  * map_finish() under the lock.
  *
- * A full volume: what only frees, or overwrites what is there, may use the
- * reserve; everything else gets -ENOSPC after fs_reclaim() found nothing.
+ * A full volume: what only frees may use the reserve, what writes anew blocks
+ * that are there a part of it, for that can take more room than it gives, or
+ * frees nothing (where it cuts up runs, and where clones keep what was there).
+ * Everything else gets -ENOSPC after fs_reclaim() found nothing.
  */
 #include "fs/fs_priv.h"
 
@@ -205,7 +207,7 @@ static int write_chunk(struct fs *fs, struct inode *ip, const char *buf,
 		       size_t len, uint64_t off, unsigned flags, bool full)
 {
 	enum txn_kind kind = full && overwrites(fs, ip, off, len)
-				     ? TXN_FREEING : TXN_NORMAL;
+				     ? TXN_REWRITE : TXN_NORMAL;
 	struct txn *t;
 	int err = txn_begin(fs->v, kind, &t);
 
@@ -336,13 +338,13 @@ static int resize_attr(struct fs *fs, struct txn *t, struct inode *ip, int what,
 static int shrink(struct fs *fs, struct inode *ip, int what, const struct stat *st)
 {
 	uint64_t size = (uint64_t)st->st_size;
-	size_t tail = size & fs_mask(fs);
+	size_t tail = size < ip->a.size ? size & fs_mask(fs) : 0;
 	struct txn *t;
-	int err = txn_begin(fs->v, TXN_FREEING, &t);
+	int err = txn_begin(fs->v, tail ? TXN_REWRITE : TXN_FREEING, &t);
 
 	if (err)
 		return err;
-	if (tail && size < ip->a.size)
+	if (tail)
 		err = block_zero(fs, t, ip, size >> fs->shift, tail,
 				 1ul << fs->shift);
 	if (!err)
@@ -418,13 +420,16 @@ static int punch_in(struct fs *fs, struct txn *t, struct inode *ip,
 /* The file is then at least `size` long. */
 static int punch(struct fs *fs, struct inode *ip, struct range r, uint64_t size)
 {
+	enum txn_kind kind = TXN_FREEING;
 	struct txn *t;
 	int err;
 
 	/* Beyond the size there is nothing to keep. */
 	if (r.to >= ip->a.size && r.to <= (uint64_t)INT64_MAX - fs_mask(fs))
 		r.to = blocks_up(fs, r.to) << fs->shift;
-	err = txn_begin(fs->v, TXN_FREEING, &t);
+	if (((r.from | r.to) & fs_mask(fs)) || (ip->a.flags & INODE_SHARED))
+		kind = TXN_REWRITE;
+	err = txn_begin(fs->v, kind, &t);
 	if (err)
 		return err;
 	err = punch_in(fs, t, ip, &r);

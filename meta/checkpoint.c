@@ -212,7 +212,7 @@ static int release(struct volume *v, struct deltas *l)
 			space_discard(v, d.start, d.len);
 		else
 			atomic_fetch_add(&v->trim_due, d.len);
-		r = alloc_release(v->alloc, d.start, d.len);
+		r = reserve_release(v, d.start, d.len);
 		atomic_fetch_sub(&v->pending_blks, d.len);
 	}
 	reserve_top_up(v);

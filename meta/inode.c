@@ -318,7 +318,7 @@ static int items_remove(struct txn *t, const struct key *lo, const struct key *h
 		if (r < 0)
 			return r;
 		for (unsigned i = 0; i < rm.left; i++) {
-			if (!txn_has_room(t, 4)) {
+			if (!txn_has_room(t, 4) || txn_cuts_enough(t)) {
 				*done = false;
 				return 0;
 			}

@@ -417,7 +417,8 @@ static int range_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to
 		for (unsigned i = 0; i < o.count && r == 0 && !full; i++) {
 			struct map_item *m = &o.item[i];
 
-			full = !txn_has_room(t, 14);
+			full = !txn_has_room(t, 14) ||
+			       (*next > from && txn_cuts_enough(t));
 			if (full)
 				break;
 			r = item_cut(t, ip, m, from, to, false);

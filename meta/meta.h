@@ -191,7 +191,8 @@ void inode_put(struct volume *v, struct inode *ip);
  */
 enum txn_kind {
 	TXN_NORMAL,
-	TXN_FREEING,	/* gives at least what it takes: may use the reserve */
+	TXN_REWRITE,	/* writes anew what is there: may use a part of the reserve */
+	TXN_FREEING,	/* gives at least what it takes: may use more of it */
 };
 
 int txn_begin(struct volume *v, enum txn_kind kind, struct txn **out);

@@ -55,6 +55,8 @@ struct node {
 	bool dirty;			/* not written at self.block yet */
 	bool superseded;		/* frozen, and replaced since */
 	_Atomic bool used;		/* seen since the clock's hand passed */
+	uint32_t coming;		/* bytes that the change `met` puts into it */
+	uint64_t met;			/* number of the last change prepared here */
 	struct disk_node *d;
 };
 
@@ -158,6 +160,8 @@ struct volume {
 	struct extent *pool;		/* claimed blocks for new nodes */
 	size_t pool_count, pool_cap;
 	uint64_t pool_blks;
+	uint64_t joins;			/* of them, for nodes that take a neighbour in */
+	uint64_t changes;		/* prepared so far */
 	uint64_t pool_floor;		/* the last of them are for what frees */
 	uint64_t fake_next;
 	uint64_t head_unit;		/* where the next group will stand */
@@ -196,7 +200,9 @@ struct volume {
 	_Atomic uint64_t pending_blks;	/* freed, not released yet */
 	_Atomic uint64_t pending_own;	/* of them, by the last checkpoint itself */
 	_Atomic uint64_t reserve_held;	/* blocks promised to us by alloc */
-	uint64_t reserve_want;		/* bitmaps to come aside */
+	uint64_t reserve_txns;		/* of what it should be: for transactions */
+	uint64_t checkpoint_blks;	/* and what one checkpoint takes at most */
+	unsigned cut_items;		/* of a transaction that cuts up a map */
 	_Atomic bool host_full;		/* it had no blocks, the last time */
 	_Atomic uint64_t dirty_nodes;
 	_Atomic uint64_t touched;	/* bitmaps, by this generation's runs; at most */
@@ -331,7 +337,6 @@ int tree_range_floor(struct volume *v, enum table t, const struct key *floor_min
 		     const struct key *lo, const struct key *hi, tree_fn fn,
 		     void *ctx);
 
-/* Is all in memory that changing `key` touches? -EAGAIN: load *miss. */
 struct tree_miss {
 	enum table table;
 	unsigned level;
@@ -339,8 +344,19 @@ struct tree_miss {
 	uint64_t ahead;		/* blocks from there that will be wanted; 0: who knows */
 	const char *why;
 };
-int tree_prepare_locked(struct volume *v, enum table t, const void *key,
-			size_t klen, struct tree_miss *miss);
+/*
+ * What a change of several items can need, counted before it begins: exactly
+ * which nodes it meets, and how many of them may not have the room.
+ */
+struct tree_need {
+	uint64_t nodes;		/* to be made: copies, and halves of full ones */
+	uint64_t gone;		/* that it can leave without use */
+};
+/* A change is to be prepared: its items follow. */
+void tree_need_init_locked(struct volume *v, struct tree_need *need);
+/* Is all in memory that this item of it touches? -EAGAIN: load *miss. */
+int tree_prepare_locked(struct volume *v, const struct disk_jitem *ji,
+			struct tree_need *need, struct tree_miss *miss);
 /*
  * Bring a missing node into memory. *bad is the last node that failed to
  * verify: once it is still wanted it is reported, and its error returned.
@@ -364,9 +380,6 @@ bool tree_del_locked(struct volume *v, enum table t, const void *key, size_t kle
 /* For a key that was deleted, when all items of the change are in: what is
  * empty goes, what holds little may join a neighbour. */
 void tree_settle_locked(struct volume *v, enum table t, const void *key, size_t klen);
-/* Nodes that so many changes can make at most. */
-uint64_t tree_bound_locked(struct volume *v, enum table t, unsigned puts,
-			   unsigned dels);
 int tree_spares_locked(struct volume *v, size_t want);
 /*
  * Make a tree whole again as opt.repair says, but for the items. Not journaled:
@@ -385,16 +398,24 @@ void tree_unwritten_locked(struct volume *v, enum table t, struct node_list *l);
 
 /* ---- txn.c ------------------------------------------------------------------ */
 
-/* Who asks for blocks decides what may be done to get them. */
+/*
+ * Who asks for blocks decides what may be done to get them: let a checkpoint
+ * release what is pending, and then take of the reserve, each down to where it
+ * is kept for those below (pool.c).
+ */
 enum spend {
-	SPEND_NONE,		/* let a checkpoint release what is pending */
-	SPEND_RESERVE,		/* then use the reserve */
-	SPEND_CHECKPOINT,	/* the reserve at once: this is a checkpoint */
+	SPEND_NONE,		/* nothing of the reserve */
+	SPEND_REWRITE,		/* writes anew what is there already */
+	SPEND_FREEING,		/* gives more than it takes, sooner or later */
+	SPEND_CHECKPOINT,	/* all of it, at once: this is a checkpoint */
 };
 
 int txn_put(struct txn *t, enum table table, const struct key *k,
 	    const void *val, size_t vlen);
 int txn_del(struct txn *t, enum table table, const struct key *k);
+/* One that cuts up a map shall be ended: what it needs stays within what the
+ * reserve has for it. */
+bool txn_cuts_enough(const struct txn *t);
 /* Take blocks: up to `max` extents; fewer than `n` in all when max is small. */
 int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	      unsigned max, unsigned *count, uint64_t *got);
@@ -435,13 +456,17 @@ int pool_take(struct volume *v, uint64_t *block);
 void pool_keep(struct volume *v, struct deltas *l);
 /* Take blocks for the volume's own use, from the reserve if it must be. */
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
-		unsigned max, unsigned *count, uint64_t *got, bool spend);
+		unsigned max, unsigned *count, uint64_t *got, enum spend spend);
 /* The same; and when there is no space, let a checkpoint release what waits for
  * one, and try once more. */
 int volume_take_waiting(struct volume *v, uint64_t goal, uint64_t n,
 			struct extent *out, unsigned max, unsigned *count,
 			uint64_t *got, enum spend spend);
+/* How large it shall be, decided when a volume is opened for writing. */
+void reserve_init(struct volume *v);
 void reserve_top_up(struct volume *v);
+/* A freed run that is free now: to the reserve if that lacks blocks. */
+int reserve_release(struct volume *v, uint64_t start, uint64_t len);
 
 /* ---- held.c ------------------------------------------------------------------------ */
 

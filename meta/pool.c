@@ -3,8 +3,20 @@
  * Blocks for the volume itself: the reserve and the pool.
  *
  * The reserve is a promise of the allocator's, for what must not fail:
- * checkpoints, and transactions that free. It counts the bitmaps that do not
- * exist yet.
+ * checkpoints, and transactions that free. Whoever may take of it stops where it
+ * is kept for those below:
+ *
+ *      SPEND_REWRITE     half of the part for transactions
+ *      SPEND_FREEING     the rest of it
+ *      SPEND_CHECKPOINT  the bitmaps that do not exist yet, and twice what one
+ *                        checkpoint takes: what it replaces comes back with the
+ *                        next one
+ *
+ * A checkpoint gives back what transactions took for copies of nodes, and that
+ * goes to the reserve before anybody else can have it. So each of them finds
+ * its part again, less what the trees have grown by; overwriting, and changes
+ * of what is shared, can let them grow for good, and so have a part of their
+ * own.
  *
  * The pool. Nodes and bitmaps are written to blocks of the pool, and those the
  * host has set aside (image_ensure): a full host refuses a transaction in good
@@ -20,15 +32,57 @@
 #include <stdlib.h>
 
 #define POOL_BATCH 128u		/* blocks taken at a time */
+#define CUT_ITEMS_MAX 150u
 
 /* ---- the reserve -------------------------------------------------------------------- */
 
-static bool reserve_spend(struct volume *v, uint64_t n)
+static uint64_t clamp(uint64_t n, uint64_t min, uint64_t max)
+{
+	return n < min ? min : n > max ? max : n;
+}
+
+void reserve_init(struct volume *v)
+{
+	uint64_t per = space_per_bitmap(v), bitmaps = (v->blocks + per - 1) / per;
+	uint64_t own = clamp(v->blocks / 128, clamp(v->blocks / 4, 64, 96), 4096);
+
+	v->pool_floor = clamp(own / 3, 0, 256);
+	v->reserve_txns = own - v->pool_floor;
+	/* All bitmaps, and a leaf of their table for 32 of them, and its path. */
+	v->checkpoint_blks = bitmaps + bitmaps / 32 + 4;
+	/* Each item may lead to a leaf of its own, which may have to be split. */
+	v->cut_items = (unsigned)clamp(v->reserve_txns / 2 / 3, 8, CUT_ITEMS_MAX);
+}
+
+static uint64_t reserve_want(struct volume *v)
+{
+	uint64_t absent;
+
+	rwlock_read(&v->commit);
+	absent = space_absent_locked(v);
+	rwlock_unlock(&v->commit);
+	return absent + 2 * v->checkpoint_blks + v->reserve_txns;
+}
+
+/* What a spender has to leave in it. */
+static uint64_t reserve_keep(struct volume *v, enum spend spend)
+{
+	uint64_t keep, own = atomic_load(&v->pending_own);
+
+	if (spend == SPEND_CHECKPOINT)
+		return 0;
+	keep = reserve_want(v);
+	keep -= spend == SPEND_REWRITE ? v->reserve_txns / 2 : v->reserve_txns;
+	/* The last checkpoint has had its share, and the next gives it back. */
+	return keep - (own < v->checkpoint_blks ? own : v->checkpoint_blks);
+}
+
+static bool reserve_spend(struct volume *v, uint64_t n, uint64_t keep)
 {
 	uint64_t held = atomic_load(&v->reserve_held);
 
 	do {
-		if (held < n)
+		if (held < n || held - n < keep)
 			return false;
 	} while (!atomic_compare_exchange_weak(&v->reserve_held, &held, held - n));
 	return true;
@@ -39,10 +93,8 @@ void reserve_top_up(struct volume *v)
 {
 	uint64_t held = atomic_load(&v->reserve_held), lack, want;
 
-	rwlock_read(&v->commit);
-	want = v->reserve_want + space_absent_locked(v);
-	rwlock_unlock(&v->commit);
-	if (held > want && reserve_spend(v, held - want))
+	want = reserve_want(v);
+	if (held > want && reserve_spend(v, held - want, 0))
 		alloc_unreserve(v->alloc, held - want);
 	if (held >= want)
 		return;
@@ -53,12 +105,30 @@ void reserve_top_up(struct volume *v)
 		}
 }
 
+int reserve_release(struct volume *v, uint64_t start, uint64_t len)
+{
+	uint64_t held = atomic_load(&v->reserve_held), want = reserve_want(v);
+	uint64_t n = held < want ? want - held : 0;
+	int r = 0;
+
+	if (n > len)
+		n = len;
+	if (n)
+		r = alloc_release_reserved(v->alloc, start, n);
+	if (n && r == 0)
+		atomic_fetch_add(&v->reserve_held, n);
+	if (r == 0 && n < len)
+		r = alloc_release(v->alloc, start + n, len - n);
+	return r;
+}
+
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
-		unsigned max, unsigned *count, uint64_t *got, bool spend)
+		unsigned max, unsigned *count, uint64_t *got, enum spend spend)
 {
 	int r = alloc_vec(v->alloc, goal, n, out, max, count, got);
 
-	if (r != -ENOSPC || !spend || !reserve_spend(v, n))
+	if (r != -ENOSPC || spend == SPEND_NONE ||
+	    !reserve_spend(v, n, reserve_keep(v, spend)))
 		return r;
 	r = alloc_vec_reserved(v->alloc, goal, n, out, max, count, got);
 	if (r)
@@ -73,7 +143,7 @@ int volume_take_waiting(struct volume *v, uint64_t goal, uint64_t n,
 			      uint64_t *got, enum spend spend)
 {
 	int r = volume_take(v, goal, n, out, max, count, got,
-			    spend == SPEND_CHECKPOINT);
+			    spend == SPEND_CHECKPOINT ? spend : SPEND_NONE);
 
 	if (r != -ENOSPC || spend == SPEND_CHECKPOINT)
 		return r;
@@ -83,11 +153,11 @@ int volume_take_waiting(struct volume *v, uint64_t goal, uint64_t n,
 			return r;
 	}
 	r = volume_take(v, goal, n, out, max, count, got, spend);
-	if (r == -ENOSPC && spend) {
+	if (r == -ENOSPC && spend != SPEND_NONE) {
 		/* The reserve itself waits for a checkpoint of its spender. */
 		r = checkpoint_run(v, false);
 		if (!r)
-			r = volume_take(v, goal, n, out, max, count, got, true);
+			r = volume_take(v, goal, n, out, max, count, got, spend);
 	}
 	return r;
 }
@@ -204,7 +274,7 @@ int pool_fill(struct volume *v, uint64_t n, enum spend spend)
 		if (want > v->blocks / 64 && want > n)
 			want = n;
 		r = volume_take(v, ALLOC_NO_GOAL, want, ext, 32, &count, &got,
-				false);
+				SPEND_NONE);
 		if (r == -ENOSPC)
 			r = volume_take_waiting(v, ALLOC_NO_GOAL, n, ext, 32,
 					       &count, &got, spend);

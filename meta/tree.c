@@ -805,27 +805,67 @@ int tree_range(struct volume *v, enum table t, const struct key *lo,
 
 /* ---- changing --------------------------------------------------------------------------- */
 
-int tree_prepare_locked(struct volume *v, enum table t, const void *key,
-			size_t klen, struct tree_miss *miss)
+void tree_need_init_locked(struct volume *v, struct tree_need *need)
 {
-	struct path p;
-	bool exact;
-	int r = descend(v, &v->trees[t], key, klen, &p, &exact, miss);
-
-	return r == -ENOENT ? 0 : r;
+	*need = (struct tree_need){0};
+	v->changes++;
 }
 
-uint64_t tree_bound_locked(struct volume *v, enum table t, unsigned puts,
-			   unsigned dels)
+/* The nodes of a path, each once: those that are not open will be copied. */
+static void path_meet(struct volume *v, const struct tree *tr, struct path *p,
+		      struct tree_need *need)
 {
-	const struct tree *tr = &v->trees[t];
-	uint64_t touched = (uint64_t)(puts + 2 * dels) * (tr->level + 1);
+	for (unsigned level = 0; level <= tr->level; level++) {
+		struct node *n = p->n[level];
 
-	if (!puts && !dels)
-		return 0;
-	if (touched > tr->nodes)
-		touched = tr->nodes;
-	return touched + (uint64_t)puts * (tr->level + 2) + 2;
+		if (n->met == v->changes)
+			continue;
+		n->met = v->changes;
+		n->coming = 0;
+		need->nodes += !node_is_open(v, tr, n);
+	}
+}
+
+/*
+ * One item more. As long as all that comes fits a node it is not split; from
+ * there on each item may split it, and puts one into the node above.
+ */
+static void path_expect(const struct tree *tr, struct path *p, size_t bytes,
+			struct tree_need *need)
+{
+	for (unsigned level = 0; level <= tr->level; level++) {
+		struct node *n = p->n[level];
+
+		n->coming += (uint32_t)bytes;
+		if (n->coming <= node_room(n))
+			return;
+		need->nodes++;
+		bytes = item_bytes(KEY_MAX, sizeof(struct disk_ptr)) +
+			sizeof(le16);
+	}
+	need->nodes++;		/* a root above the halves */
+}
+
+int tree_prepare_locked(struct volume *v, const struct disk_jitem *ji,
+			struct tree_need *need, struct tree_miss *miss)
+{
+	const struct tree *tr = &v->trees[ji->table];
+	unsigned klen = get16(ji->klen), vlen = get16(ji->vlen);
+	bool put = ji->type == JITEM_PUT, exact = false;
+	struct path p;
+	int r = descend(v, tr, ji->bytes, klen, &p, &exact, miss);
+
+	/* The first leaf, or more than one, and a root. */
+	if (r == -ENOENT)
+		need->nodes += put ? 3 : 0;
+	if (r)
+		return r == -ENOENT ? 0 : r;
+	path_meet(v, tr, &p, need);
+	if (!put)
+		need->gone += tr->level + 1;
+	else if (!exact || node_item(p.n[0], (unsigned)p.slot[0]).vlen != vlen)
+		path_expect(tr, &p, item_bytes(klen, vlen) + sizeof(le16), need);
+	return 0;
 }
 
 static void insert_at(struct volume *v, struct tree *tr, struct path *p,
@@ -1007,6 +1047,12 @@ static bool is_small(const struct volume *v, const struct node *n)
 	return node_used(v, n) < (v->block_bytes - sizeof(struct disk_node)) / 4;
 }
 
+/* Is there a block for the copy? A change can do without. */
+static bool may_open(struct volume *v, const struct tree *tr, const struct node *n)
+{
+	return v->readonly || v->joins || node_is_open(v, tr, n);
+}
+
 /* A node that holds little joins a neighbour that has room, if in memory. */
 static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 		      unsigned level)
@@ -1030,10 +1076,11 @@ static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 	if (slot > 0) {
 		ptr = node_child(parent, slot - 1);
 		other = cache_find(v, tr->table, level, &ptr);
-		if (other && node_used(v, n) + node_used(v, other) + KEY_MAX <
+		if (other && may_open(v, tr, other) && node_used(v, n) + node_used(v, other) + KEY_MAX <
 				     cap * 3 / 4) {
 			p->n[level] = other;
 			p->slot[level + 1]--;
+			v->joins -= !v->readonly && !node_is_open(v, tr, other);
 			merge(v, tr, parent, slot, path_open(v, tr, p, level), n);
 			return true;
 		}

@@ -196,6 +196,11 @@ bool txn_has_room(const struct txn *t, unsigned items)
 	       t->touched <= txn_touched_max(t->v);
 }
 
+bool txn_cuts_enough(const struct txn *t)
+{
+	return t->items + 4 * t->ref_count >= t->v->cut_items;
+}
+
 static int txn_item(struct txn *t, enum journal_item type, enum table table,
 		    const void *key, size_t klen, const void *val, size_t vlen)
 {
@@ -250,14 +255,24 @@ static int txn_extent(struct txn *t, enum journal_item type, uint64_t start,
 	return txn_item(t, type, 0, run, sizeof(run), NULL, 0);
 }
 
+static enum spend spend_of(const struct txn *t)
+{
+	static const enum spend of[] = {
+		[TXN_NORMAL] = SPEND_NONE,
+		[TXN_REWRITE] = SPEND_REWRITE,
+		[TXN_FREEING] = SPEND_FREEING,
+	};
+
+	return of[t->kind];
+}
+
 int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	      unsigned max, unsigned *count, uint64_t *got)
 {
 	struct volume *v = t->v;
 	unsigned i;
 	int r = volume_take_waiting(v, goal, n, out, max, count, got,
-				   t->kind == TXN_FREEING ? SPEND_RESERVE
-							  : SPEND_NONE);
+				    spend_of(t));
 
 	if (r)
 		return r;
@@ -622,35 +637,32 @@ static int prepare_locked(struct volume *v, const struct disk_jitem *ji,
 			  unsigned items, enum spend spend,
 			  struct tree_miss *miss, uint64_t *blocks)
 {
-	unsigned puts[TABLES] = {0}, dels[TABLES] = {0};
-	uint64_t need = 0;
+	struct tree_need need;
+	uint64_t keep = spend < SPEND_FREEING ? v->pool_floor : 0, room;
 	int r;
 
+	tree_need_init_locked(v, &need);
 	for (unsigned i = 0; i < items; i++, ji = item_next(ji)) {
-		if (ji->type == JITEM_PUT)
-			puts[ji->table]++;
-		else if (ji->type == JITEM_DEL)
-			dels[ji->table]++;
-		else
+		if (ji->type != JITEM_PUT && ji->type != JITEM_DEL)
 			continue;
-		r = tree_prepare_locked(v, ji->table, ji->bytes, get16(ji->klen),
-					miss);
+		r = tree_prepare_locked(v, ji, &need, miss);
 		if (r)
 			return r;
 	}
-	for (unsigned i = 0; i < TABLES; i++)
-		need += tree_bound_locked(v, i, puts[i], dels[i]);
-	if (tree_spares_locked(v, need) || deltas_room(&v->deltas, items) ||
-	    deltas_room(&v->node_frees, need + 1) ||
-	    deltas_room(&v->space_frees, need + 1) ||
-	    deltas_room(&v->dropped, need + 1) || pool_room_locked(v, need))
+	/* What is left without use, and a neighbour of it that is copied. */
+	room = need.nodes + 2 * need.gone + TREE_LEVELS;
+	if (tree_spares_locked(v, need.nodes + need.gone) ||
+	    deltas_room(&v->deltas, items) || deltas_room(&v->node_frees, room) ||
+	    deltas_room(&v->space_frees, room) ||
+	    deltas_room(&v->dropped, room) || pool_room_locked(v, room))
 		return -ENOMEM;
-	if (spend == SPEND_NONE)
-		need += v->pool_floor;
-	if (!v->readonly && v->pool_blks < need) {
-		*blocks = need - v->pool_blks;
+	if (!v->readonly && v->pool_blks < need.nodes + keep) {
+		*blocks = need.nodes + keep - v->pool_blks;
 		return -ENOBUFS;
 	}
+	v->joins = v->pool_blks - need.nodes - keep;
+	if (v->joins > need.gone)
+		v->joins = need.gone;
 	return 0;
 }
 
@@ -675,7 +687,7 @@ int commit_lock_prepared(struct volume *v, const void *items, unsigned count,
 		else if (r == -ENOBUFS)
 			r = pool_fill(v, blocks, spend);
 		if (r && !helped && atomic_load(&v->host_full) &&
-		    (spend == SPEND_RESERVE || atomic_load(&v->pending_blks) >
+		    (spend == SPEND_FREEING || atomic_load(&v->pending_blks) >
 						       atomic_load(&v->pending_own))) {
 			/* What it releases, the host has. */
 			helped = true;
@@ -739,9 +751,9 @@ int txn_commit(struct txn *t)
 	}
 	if (r == 0)
 		r = commit_lock_prepared(v, t->buf, t->items,
-					 t->kind == TXN_FREEING || t->in_place
-						 ? SPEND_RESERVE
-						 : SPEND_NONE);
+					 t->in_place && t->kind == TXN_NORMAL
+						 ? SPEND_REWRITE
+						 : spend_of(t));
 	if (r == 0 && !v->readonly) {
 		r = journal_room_locked(v, t->len);
 		if (r)

@@ -537,13 +537,7 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	v->tail_unit = get64(v->super.tail_unit);
 	atomic_fetch_sub(&v->ring_free, (int64_t)(used * JOURNAL_UNIT));
 	v->written_seq = v->durable_seq = v->attested_seq = v->next_seq - 1;
-	v->reserve_want = v->blocks / 128;
-	if (v->reserve_want < 64)
-		v->reserve_want = 64;
-	if (v->reserve_want > 4096)
-		v->reserve_want = 4096;
-	v->pool_floor = v->reserve_want / 2 < 256 ? v->reserve_want / 2 : 256;
-	v->reserve_want -= v->pool_floor;
+	reserve_init(v);
 	repair_bitmaps(v);
 	r = mmp_take(v, msg, msg_len);
 	if (r == 0)

@@ -247,7 +247,15 @@ static int give_back(struct walk *w, struct extent e)
 	assert_true(err == -EINVAL || starved(w, err));
 	err = alloc_free(w->a, e.start + e.len - 1, 1);
 	assert_true(err == -EINVAL || starved(w, err));
-	err = below(&w->r, 2) ? alloc_release(w->a, e.start, e.len) : -ENOMEM;
+	err = -ENOMEM;
+	if (below(&w->r, 2)) {
+		bool keep = below(&w->r, 2);
+
+		err = keep ? alloc_release_reserved(w->a, e.start, e.len)
+			   : alloc_release(w->a, e.start, e.len);
+		if (!err && keep)
+			w->reserved += e.len;
+	}
 	if (!err) {
 		err = alloc_release(w->a, e.start, e.len);
 		assert_true(err == -EINVAL || starved(w, err));
@@ -1326,7 +1334,14 @@ static void crowd_free(struct crowd *c, struct extent e)
 	} else {
 		expect(alloc_defer(c->a, e.start, e.len), 0, "alloc_defer");
 		expect(alloc_free(c->a, e.start, e.len), -EINVAL, "free twice");
-		expect(alloc_release(c->a, e.start, e.len), 0, "alloc_release");
+		if (e.start % 2) {
+			expect(alloc_release(c->a, e.start, e.len), 0,
+			       "alloc_release");
+		} else {
+			expect(alloc_release_reserved(c->a, e.start, e.len), 0,
+			       "alloc_release_reserved");
+			alloc_unreserve(c->a, e.len);
+		}
 	}
 }
 

@@ -975,6 +975,195 @@ static void a_full_volume_can_be_emptied_and_filled_again(void **state)
 	free(buf);
 }
 
+/* ---- a full volume ----------------------------------------------------------------- */
+
+/* The world anew, of another size. */
+static void world_of(struct world *w, uint64_t bytes)
+{
+	world_close(w);
+	image_close(w->im);
+	world_make(w, bytes);
+}
+
+static uint64_t avail(struct world *w)
+{
+	struct statvfs st;
+
+	OK(volume_checkpoint(w->v));
+	OK(volume_checkpoint(w->v));
+	fs_statfs(w->fs, &st);
+	return st.f_bavail;
+}
+
+/* Write the file on until not a block is to be had. Returns its blocks. */
+static unsigned fill(struct world *w, uint64_t ino)
+{
+	static char buf[1 << 20];
+	size_t at = 0;
+
+	memset(buf, 'f', sizeof(buf));
+	for (size_t step = sizeof(buf); step >= BLOCK;) {
+		ssize_t n = fs_write(w->fs, ino, buf, step, (off_t)at, 0);
+
+		if (n != (ssize_t)step)
+			assert_true(n == -ENOSPC || n > 0);
+		if (n > 0)
+			at += (size_t)n;
+		else
+			step /= 2;
+	}
+	return (unsigned)(at / BLOCK);
+}
+
+/* Write blocks of the file in any order, as long as that is granted. */
+static void overwrite(struct world *w, uint64_t ino, unsigned blocks, unsigned n)
+{
+	static const char buf[BLOCK] = "over";
+	unsigned r = 1;
+
+	while (n--) {
+		off_t at = (off_t)(rand_r(&r) % blocks) * BLOCK;
+		ssize_t got = fs_write(w->fs, ino, buf, BLOCK, at, 0);
+
+		assert_true(got == BLOCK || got == -ENOSPC);
+		if (got < 0)
+			break;
+	}
+}
+
+static void remove_it(struct world *w, const char *name)
+{
+	uint64_t ino = find(w, ROOT_INO, name);
+
+	OK(fs_unlink(w->fs, ROOT_INO, name));
+	fs_forget(w->fs, ino, 1);
+}
+
+/* All that changes a full volume without freeing, until it is refused. */
+static void wear_out(struct world *w, uint64_t ino, uint64_t clone, unsigned blocks)
+{
+	unsigned r = 2;
+
+	overwrite(w, ino, blocks, 4 * blocks);
+	overwrite(w, clone, blocks, 4 * blocks);
+	for (unsigned i = 0; i < blocks; i++) {
+		off_t at = (off_t)(rand_r(&r) % blocks) * BLOCK;
+		int err = fs_fallocate(w->fs, clone, FALLOC_FL_PUNCH_HOLE |
+				       FALLOC_FL_KEEP_SIZE, at, i % 2 ? BLOCK : 100);
+
+		assert_true(err == 0 || err == -ENOSPC);
+		if (err)
+			break;
+	}
+	overwrite(w, ino, blocks, 4 * blocks);
+}
+
+static void a_full_volume_that_was_worn_out_can_be_emptied(void **state)
+{
+	static const uint64_t sizes[] = {2 << 20, 16 << 20, 64 << 20};
+	struct world *w = *state;
+
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+		uint64_t ino, clone, before;
+		unsigned blocks;
+
+		world_of(w, sizes[i]);
+		before = avail(w);
+		clone = make(w, ROOT_INO, "clone");
+		ino = make(w, ROOT_INO, "f");
+		fill(w, ino);
+		resize(w, ino, (off_t)stat_of(w, ino).st_size / 8 * 7);
+		blocks = (unsigned)(stat_of(w, ino).st_size / BLOCK);
+		OK(fs_copy_file_range(w->fs, ino, 0, clone, 0, blocks * BLOCK));
+		fill(w, make(w, ROOT_INO, "rest"));
+		wear_out(w, ino, clone, blocks);
+		remove_it(w, "f");
+		remove_it(w, "rest");
+		remove_it(w, "clone");
+		assert_in_range(avail(w), before - 8, before);
+		world_again(w);
+		assert_in_range(avail(w), before - 8, before);
+		assert_in_range(fill(w, make(w, ROOT_INO, "f")), blocks, before);
+		remove_it(w, "f");
+	}
+}
+
+/* A tree of many nodes, at no cost: many runs that share some blocks. */
+static void many_nodes(struct world *w, const char *name, unsigned runs)
+{
+	static char buf[MAP_MAX * BLOCK];
+	uint64_t few = make(w, ROOT_INO, "few"), many = make(w, ROOT_INO, name);
+
+	memset(buf, 'm', sizeof(buf));
+	OK(fs_write(w->fs, few, buf, sizeof(buf), 0, 0));
+	for (unsigned i = 0; i < runs; i++)
+		OK(fs_copy_file_range(w->fs, few, 0, many,
+				      (off_t)i * (off_t)sizeof(buf), sizeof(buf)));
+}
+
+/* Set aside what is left, to the last block. */
+static void fill_aside(struct world *w, uint64_t ino)
+{
+	off_t at = 0;
+
+	for (off_t step = (off_t)1 << 50; step >= BLOCK;) {
+		int err = fs_fallocate(w->fs, ino, 0, at, step);
+
+		assert_true(err == 0 || err == -ENOSPC);
+		if (err)
+			step /= 2;
+		else
+			at += step;
+	}
+}
+
+static void large_files_can_be_removed_from_a_full_volume(void **state)
+{
+	static char buf[BLOCK] = "x";
+	struct world *w = *state;
+	uint64_t ino, before;
+
+	world_of(w, 4ull << 30);
+	before = avail(w);
+	ino = make(w, ROOT_INO, "pieces");
+	for (off_t i = 0; i < 6000; i++)
+		OK(fs_write(w->fs, ino, buf, BLOCK, i * 2 * BLOCK, 0));
+	many_nodes(w, "many", 40000);
+	fill_aside(w, make(w, ROOT_INO, "rest"));
+	remove_it(w, "pieces");
+	assert_in_range(avail(w), 5000, before);
+	remove_it(w, "many");
+	remove_it(w, "few");
+	remove_it(w, "rest");
+	assert_in_range(avail(w), before - 64, before);
+	put(w, make(w, ROOT_INO, "again"), "once more", 0);
+}
+
+static void a_full_volume_of_a_terabyte_takes_checkpoints(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino, before;
+
+	world_of(w, 1ull << 40);
+	before = avail(w);
+	ino = make(w, ROOT_INO, "rest");
+	fill_aside(w, ino);
+	/* Every bitmap has to be written anew, and once more. */
+	for (int round = 0; round < 2; round++) {
+		off_t at = round * BLOCK;
+
+		for (; at < (off_t)1 << 40; at += (off_t)128 << 20)
+			OK(fs_fallocate(w->fs, ino, FALLOC_FL_PUNCH_HOLE |
+					FALLOC_FL_KEEP_SIZE, at, BLOCK));
+		OK(volume_checkpoint(w->v));
+	}
+	world_again(w);
+	OK(fs_unlink(w->fs, ROOT_INO, "rest"));
+	assert_in_range(avail(w), before - 64 - (1u << 13), before);
+	world_again(w);
+	put(w, make(w, ROOT_INO, "again"), "once more", 0);
+}
+
 /* ---- threads -------------------------------------------------------------------------------------- */
 
 #define STORM_DIRS 4
@@ -1394,6 +1583,9 @@ int main(void)
 		TEST(blocks_come_back),
 		TEST(statfs_is_true_while_checkpoints_pass),
 		TEST(a_full_volume_can_be_emptied_and_filled_again),
+		TEST(a_full_volume_that_was_worn_out_can_be_emptied),
+		TEST(large_files_can_be_removed_from_a_full_volume),
+		TEST(a_full_volume_of_a_terabyte_takes_checkpoints),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(as_much_is_lost_as_a_file_is_long),
