@@ -77,6 +77,9 @@ int super_verify(const struct disk_super *s, unsigned slot, const char **why)
 	    get64(s->journal_block) < head ||
 	    get64(s->journal_block) > blocks - 1 - unit_blks)
 		return complain(why, "journal out of range", EFSCORRUPTED);
+	if (get64(s->next_ino) < FIRST_INO || get64(s->next_ino) > INO_MAX + 1)
+		return complain(why, "next inode number out of range",
+				EFSCORRUPTED);
 	if (get64(s->free_blks) > blocks)
 		return complain(why, "free count exceeds the volume",
 				EFSCORRUPTED);

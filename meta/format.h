@@ -213,6 +213,7 @@ enum file_key {
 
 #define ROOT_INO 1ull
 #define FIRST_INO 16ull		/* numbers below are reserved but the root's */
+#define INO_MAX (1ull << 62)	/* none is higher */
 
 #define FIRST_INDEX 3ull	/* of a directory's entries; "." and ".." are 1, 2 */
 

@@ -566,6 +566,9 @@ int mmp_still_ours(struct volume *v);
 
 int icache_init(struct volume *v);
 void icache_fini(struct volume *v);
+/* Let the next inode's number be higher than all in the tree, whatever the
+ * superblock says; where the last of them cannot be read, that is believed. */
+int inodes_skip_used(struct volume *v);
 int intents_finish(struct volume *v);
 int orphans_evict(struct volume *v);
 /* Orphans whose freeing failed for want of room: how many; try again. */

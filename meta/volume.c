@@ -565,6 +565,11 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 				v->opt.repair->item_count);
 	if (r)
 		goto out;
+	/* What fsck has found to be wrong is fsck's to put right. */
+	if (!v->opt.repair)
+		r = inodes_skip_used(v);
+	if (r)
+		goto out;
 	if (!v->was_clean)
 		atomic_fetch_add(&v->next_ino, 1ull << 32);
 	v->salt = random64();

@@ -54,6 +54,10 @@ static void a_superblock_out_of_bounds_is_refused_by_name(void **state)
 		{AT(journal_block), 8, 31, EFSCORRUPTED, "journal out of range"},
 		{AT(journal_block), 8, BYTES / BLOCK - 20, EFSCORRUPTED,
 		 "journal out of range"},
+		{AT(next_ino), 8, FIRST_INO - 1, EFSCORRUPTED,
+		 "next inode number out of range"},
+		{AT(next_ino), 8, INO_MAX + 2, EFSCORRUPTED,
+		 "next inode number out of range"},
 		{AT(free_blks), 8, BYTES / BLOCK + 1, EFSCORRUPTED,
 		 "free count exceeds the volume"},
 		{AT(root[1].ptr.block), 8, BYTES / BLOCK, EFSCORRUPTED,
@@ -449,6 +453,103 @@ static void an_older_superblock_than_the_journal_is_refused(void **state)
 	fault_destroy(f);
 }
 
+/* ---- inode numbers ------------------------------------------------------------------ */
+
+static struct volume *opened(struct fault *f)
+{
+	struct volume_options opt = {.no_threads = true};
+	struct volume *v;
+	char msg[200];
+
+	if (volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)))
+		fail_msg("%s", msg);
+	return v;
+}
+
+/* A file without a name, of this mode. */
+static int make_file(struct volume *v, uint32_t mode, uint64_t *ino)
+{
+	struct attr a = {.mode = S_IFREG | mode};
+	struct inode *ip;
+	struct txn *t;
+	int r;
+
+	assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+	r = inode_create(t, &a, &ip);
+	if (r) {
+		txn_abort(t);
+		return r;
+	}
+	assert_int_equal(txn_commit(t), 0);
+	*ino = ip->ino;
+	rwlock_unlock(&ip->lock);
+	inode_put(v, ip);
+	return 0;
+}
+
+static void set_next_ino(struct fault *f, uint64_t next)
+{
+	struct disk_super s;
+
+	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
+		fault_peek(f, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
+		s.next_ino = put64(next);
+		super_seal(&s, i);
+		fault_poke(f, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
+	}
+}
+
+static void a_number_in_use_is_not_given_again(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct volume *v = opened(f);
+	uint64_t ino[8], next;
+	struct inode *ip;
+
+	(void)state;
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(make_file(v, i, &ino[i]), 0);
+	assert_int_equal(volume_close(v), 0);
+	set_next_ino(f, FIRST_INO);
+	v = opened(f);
+	assert_int_equal(make_file(v, 0777, &next), 0);
+	assert_int_equal(next, ino[7] + 1);
+	assert_int_equal(volume_close(v), 0);
+	v = opened(f);
+	for (unsigned i = 0; i < 8; i++) {
+		assert_int_equal(inode_get(v, ino[i], &ip), 0);
+		assert_int_equal(ip->a.mode, S_IFREG | i);
+		inode_put(v, ip);
+	}
+	assert_int_equal(volume_close(v), 0);
+	fault_destroy(f);
+}
+
+/* After the last number there is none, and the volume opens all the same. */
+static void numbers_end_at_the_highest_one(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct volume *v;
+	uint64_t ino;
+
+	(void)state;
+	set_next_ino(f, INO_MAX);
+	v = opened(f);
+	assert_int_equal(make_file(v, 0, &ino), 0);
+	assert_int_equal(ino, INO_MAX);
+	for (unsigned i = 0; i < 4; i++) {
+		assert_int_equal(make_file(v, 0, &ino), -ENOSPC);
+		assert_int_equal(volume_sync(v), 0);
+		if (i & 1)
+			assert_int_equal(volume_close(v), 0);
+		else
+			volume_abandon(v);
+		v = opened(f);
+	}
+	assert_int_equal(volume_close(v), 0);
+	fault_destroy(f);
+}
+
 /* ---- contents that look like groups ------------------------------------------------- */
 
 #define CONTENTS (16u << 10)
@@ -503,17 +604,6 @@ static void contents_are(struct volume *v, bool xattr, uint64_t ino,
 	assert_memory_equal(got, data, len);
 	rwlock_unlock(&ip->lock);
 	inode_put(v, ip);
-}
-
-static struct volume *opened(struct fault *f)
-{
-	struct volume_options opt = {.no_threads = true};
-	struct volume *v;
-	char msg[200];
-
-	if (volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)))
-		fail_msg("%s", msg);
-	return v;
 }
 
 static uint64_t unit_offset(struct fault *f, uint64_t unit)
@@ -651,6 +741,8 @@ int main(void)
 		cmocka_unit_test(a_group_that_makes_no_sense_is_not_replayed),
 		cmocka_unit_test(a_journal_at_odds_with_the_bitmaps_is_damage),
 		cmocka_unit_test(an_older_superblock_than_the_journal_is_refused),
+		cmocka_unit_test(a_number_in_use_is_not_given_again),
+		cmocka_unit_test(numbers_end_at_the_highest_one),
 		cmocka_unit_test(contents_that_look_like_a_group_are_none),
 	};
 
