@@ -332,6 +332,7 @@ struct disk_space {
 
 #define JOURNAL_UNIT 4096u	/* groups begin at multiples of it */
 #define JOURNAL_MIN_UNITS 48u
+#define JOURNAL_MAX_UNITS 262144u	/* 1 GiB: opening reads all of it */
 #define GROUP_MAGIC 0x50524753u		/* "SGRP" */
 
 struct disk_group {

@@ -92,7 +92,9 @@ int volume_geometry_check(struct volume_geometry *g, char *msg, size_t msg_len)
 			g->journal_bytes = min;
 	}
 	g->journal_bytes = (g->journal_bytes + block - 1) & ~(block - 1);
-	max = g->bytes / 2 < 1ull << 30 ? g->bytes / 2 : 1ull << 30;
+	max = (uint64_t)JOURNAL_MAX_UNITS * JOURNAL_UNIT;
+	if (max > g->bytes / 2)
+		max = g->bytes / 2;
 	if (g->journal_bytes < min || g->journal_bytes > max) {
 		snprintf(msg, msg_len, "journal size %llu is not between %llu and "
 			 "%llu bytes", (unsigned long long)g->journal_bytes,

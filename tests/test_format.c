@@ -105,6 +105,36 @@ static void a_superblock_out_of_bounds_is_refused_by_name(void **state)
 	fault_destroy(f);
 }
 
+/* A ring is read whole, so one that is too long for that is refused first. */
+static void a_journal_too_long_is_refused(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct volume_options opt = {.no_threads = true, .readonly = true};
+	struct disk_super s;
+	struct volume *v;
+	const char *why;
+	char msg[200];
+
+	(void)state;
+	fault_peek(f, &s, sizeof(s), 0);
+	s.blocks = put64(1ull << 30);
+	s.journal_units = put64(JOURNAL_MAX_UNITS);
+	super_seal(&s, 0);
+	assert_int_equal(super_verify(&s, 0, &why), 0);
+	for (unsigned n = 0; n < 2; n++) {
+		s.journal_units = put64(n ? 64 * JOURNAL_MAX_UNITS : JOURNAL_MAX_UNITS + 1);
+		for (unsigned i = 0; i < SUPER_SLOTS; i++) {
+			super_seal(&s, i);
+			fault_poke(f, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
+		}
+		assert_int_equal(super_verify(&s, 1, &why), -EFSCORRUPTED);
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 -EFSCORRUPTED);
+		assert_string_equal(msg, "superblock: journal out of range");
+	}
+	fault_destroy(f);
+}
+
 /* A reader that knows less than the writer may look, and no more. */
 static void an_unknown_feature_allows_looking_alone(void **state)
 {
@@ -734,6 +764,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_superblock_out_of_bounds_is_refused_by_name),
+		cmocka_unit_test(a_journal_too_long_is_refused),
 		cmocka_unit_test(an_unknown_feature_allows_looking_alone),
 		cmocka_unit_test(an_image_that_ends_too_soon_is_refused),
 		cmocka_unit_test(a_geometry_out_of_bounds_is_refused_by_name),

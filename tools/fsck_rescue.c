@@ -421,7 +421,7 @@ static uint64_t groups_end(struct rescue *r, uint64_t from, uint64_t to)
 	return end;
 }
 
-#define RING_MAX (1ull << 30)
+#define RING_MAX ((uint64_t)JOURNAL_MAX_UNITS * JOURNAL_UNIT)
 
 int guess_super(struct fsck *f, struct disk_super *out)
 {
