@@ -234,15 +234,16 @@ int volume_format(struct image *im, const struct volume_geometry *geometry)
 	if (r)
 		return r;
 	super_make(&s, g);
+	r = mmp_clear(im);
+	if (r)
+		return r;
 	/* The old superblocks first: what is half made shall not be mounted. */
 	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
 		r = image_pwrite(im, &none, sizeof(none), SUPER_SLOT_OFFSET(i));
 		if (r)
 			return r;
 	}
-	r = image_pwrite(im, &none, MMP_BYTES, MMP_OFFSET);
-	if (r == 0)
-		r = ring_write_first(im, &s, g);
+	r = ring_write_first(im, &s, g);
 	super_seal(&s, 2);
 	if (r == 0)
 		r = image_pwrite(im, &s, sizeof(s), BACKUP_OFFSET);
@@ -615,6 +616,8 @@ int volume_open(struct image *im, const struct volume_options *opt,
 {
 	struct disk_super s;
 	struct volume *v = NULL;
+	uint64_t holder = 0;
+	bool known = !opt->readonly && mmp_expect(im, &holder) == 0;
 	unsigned slot;
 	int r;
 
@@ -647,6 +650,8 @@ int volume_open(struct image *im, const struct volume_options *opt,
 	r = volume_new(im, opt, &s, slot, &v);
 	if (!v)
 		return r;
+	v->holder = holder;
+	v->holder_known = known;
 	if (r == 0)
 		r = journal_scan(v, msg, msg_len);
 	if (r == 0)
@@ -691,8 +696,9 @@ int volume_close(struct volume *v)
 			r = checkpoint_run(v, true);
 	}
 	mmp_stop(v);
-	if (!v->readonly && !atomic_load(&v->failed))
-		mmp_write(v, MMP_FREE);
+	if (!v->readonly && !atomic_load(&v->failed) &&
+	    mmp_write(v, MMP_FREE) == -EBUSY)
+		r = -EBUSY;
 	volume_free(v);
 	return r;
 }

@@ -580,6 +580,123 @@ static void numbers_end_at_the_highest_one(void **state)
 	fault_destroy(f);
 }
 
+/* ---- who holds the volume ------------------------------------------------------------ */
+
+/* Another host, which does something while this one is in the midst of a call. */
+struct other {
+	struct fault *f;
+	struct volume *v;
+	unsigned heartbeat_s;
+	uint64_t ino;
+};
+
+static void other_takes(void *ctx)
+{
+	struct other *o = ctx;
+	struct volume_options opt = {.no_threads = true, .program = "other",
+				     .heartbeat_s = o->heartbeat_s};
+	char msg[200];
+
+	if (volume_open(fault_image(o->f), &opt, &o->v, msg, sizeof(msg)))
+		fail_msg("%s", msg);
+	assert_int_equal(make_file(o->v, 0600, &o->ino), 0);
+	assert_int_equal(volume_sync(o->v), 0);
+}
+
+/*
+ * Between looking, and reading the volume, and taking it another host has taken it
+ * and written: what was read is not true any more.
+ */
+static void a_volume_that_another_has_taken_is_not_taken(void **state)
+{
+	(void)state;
+	for (unsigned heartbeat = 0; heartbeat < 2; heartbeat++) {
+		struct fault *f = formatted(BYTES);
+		struct volume_options opt = {.no_threads = true,
+					     .heartbeat_s = heartbeat};
+		struct other o = {.f = f, .heartbeat_s = 100 * heartbeat};
+		struct volume *v;
+		struct inode *ip;
+		char msg[200];
+
+		fault_between(f, 0, FAULT_BEFORE, other_takes, &o);
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 -EBUSY);
+		assert_non_null(strstr(msg, "which other on "));
+		assert_non_null(o.v);
+		assert_int_equal(volume_close(o.v), 0);
+		fault_between(f, UINT64_MAX, FAULT_BEFORE, NULL, NULL);
+		v = opened(f);
+		assert_int_equal(inode_get(v, o.ino, &ip), 0);
+		inode_put(v, ip);
+		assert_int_equal(volume_close(v), 0);
+		fault_destroy(f);
+	}
+}
+
+/* It says that it is another's. */
+static void other_writes(void *ctx)
+{
+	struct other *o = ctx;
+	struct disk_mmp m = {.magic = put64(MMP_MAGIC),
+			     .seq = put64(1000),
+			     .nonce = put64(7),
+			     .state = put32(MMP_HELD),
+			     .host = "elsewhere",
+			     .program = "other"};
+
+	m.csum = put64(checksum(&m, offsetof(struct disk_mmp, csum)));
+	fault_poke(o->f, &m, sizeof(m), MMP_OFFSET);
+}
+
+static void check_other_holds(struct fault *f)
+{
+	struct disk_mmp m;
+
+	fault_peek(f, &m, sizeof(m), MMP_OFFSET);
+	assert_int_equal(get64(m.nonce), 7);
+	assert_int_equal(get64(m.seq), 1000);
+	assert_int_equal(get32(m.state), MMP_HELD);
+}
+
+/* Who closes does not say that a volume is free which another has. */
+static void a_volume_that_another_has_taken_is_not_given_back(void **state)
+{
+	struct volume_options opt = {.no_threads = true, .message = note};
+	struct fault *base = formatted(BYTES), *f = fault_create_over(base);
+	struct disk_super before[2], after[2];
+	struct other o = {.f = f};
+	struct volume *v;
+	uint64_t calls;
+	char msg[200];
+
+	(void)state;
+	told[0] = 0;
+	assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)), 0);
+	for (unsigned s = 0; s < 2; s++)
+		fault_peek(f, &before[s], sizeof(before[s]), SUPER_SLOT_OFFSET(s));
+	other_writes(&o);
+	assert_int_equal(volume_close(v), -EBUSY);
+	assert_non_null(strstr(told, "which other on elsewhere, process 0, has taken"));
+	check_other_holds(f);
+	for (unsigned s = 0; s < 2; s++)
+		fault_peek(f, &after[s], sizeof(after[s]), SUPER_SLOT_OFFSET(s));
+	assert_memory_equal(before, after, sizeof(before));
+	/* The last but one of its writes and flushes is that of the superblock. */
+	for (unsigned late = 0; late < 2; late++) {
+		fault_fork(f, base);
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 0);
+		fault_between(f, late ? calls - 2 : UINT64_MAX, FAULT_AFTER, other_writes,
+			      &o);
+		assert_int_equal(volume_close(v), late ? -EBUSY : 0);
+		calls = fault_between(f, UINT64_MAX, FAULT_AFTER, NULL, NULL);
+	}
+	check_other_holds(f);
+	fault_destroy(f);
+	fault_destroy(base);
+}
+
 /* ---- contents that look like groups ------------------------------------------------- */
 
 #define CONTENTS (16u << 10)
@@ -774,6 +891,8 @@ int main(void)
 		cmocka_unit_test(an_older_superblock_than_the_journal_is_refused),
 		cmocka_unit_test(a_number_in_use_is_not_given_again),
 		cmocka_unit_test(numbers_end_at_the_highest_one),
+		cmocka_unit_test(a_volume_that_another_has_taken_is_not_taken),
+		cmocka_unit_test(a_volume_that_another_has_taken_is_not_given_back),
 		cmocka_unit_test(contents_that_look_like_a_group_are_none),
 	};
 
