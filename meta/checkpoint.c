@@ -224,6 +224,7 @@ static int release(struct volume *v, struct deltas *l)
 static void super_fill(struct checkpoint *ck, struct disk_super *s)
 {
 	struct volume *v = ck->v;
+	uint64_t next_ino = atomic_load(&v->next_ino);
 
 	s->gen = put64(ck->gen);
 	s->salt = put64(ck->cut.salt);
@@ -231,7 +232,7 @@ static void super_fill(struct checkpoint *ck, struct disk_super *s)
 	s->tail_seq = put64(ck->cut.seq);
 	s->tail_prev = put64(ck->cut.prev);
 	s->durable_seq = put64(ck->own_seq);
-	s->next_ino = put64(atomic_load(&v->next_ino));
+	s->next_ino = put64(next_ino <= INO_MAX ? next_ino : INO_MAX + 1);
 	s->free_blks = put64(v->bitmap_free);
 	s->inodes = put64(ck->inodes);
 	s->written_ns = put64(now_ns());

@@ -72,11 +72,15 @@ int super_verify(const struct disk_super *s, unsigned slot, const char **why)
 	head = HEAD_BYTES >> shift;
 	ring = get64(s->journal_units);
 	unit_blks = (ring * JOURNAL_UNIT) >> shift;
-	if (ring < JOURNAL_MIN_UNITS || ring > blocks << (shift - 12) ||
+	if (ring < JOURNAL_MIN_UNITS || ring > JOURNAL_MAX_UNITS ||
+	    ring > blocks << (shift - 12) ||
 	    (ring * JOURNAL_UNIT) & ((1u << shift) - 1) ||
 	    get64(s->journal_block) < head ||
 	    get64(s->journal_block) > blocks - 1 - unit_blks)
 		return complain(why, "journal out of range", EFSCORRUPTED);
+	if (get64(s->next_ino) < FIRST_INO || get64(s->next_ino) > INO_MAX + 1)
+		return complain(why, "next inode number out of range",
+				EFSCORRUPTED);
 	if (get64(s->free_blks) > blocks)
 		return complain(why, "free count exceeds the volume",
 				EFSCORRUPTED);

@@ -213,6 +213,7 @@ enum file_key {
 
 #define ROOT_INO 1ull
 #define FIRST_INO 16ull		/* numbers below are reserved but the root's */
+#define INO_MAX (1ull << 62)	/* none is higher */
 
 #define FIRST_INDEX 3ull	/* of a directory's entries; "." and ".." are 1, 2 */
 
@@ -331,6 +332,7 @@ struct disk_space {
 
 #define JOURNAL_UNIT 4096u	/* groups begin at multiples of it */
 #define JOURNAL_MIN_UNITS 48u
+#define JOURNAL_MAX_UNITS 262144u	/* 1 GiB: opening reads all of it */
 #define GROUP_MAGIC 0x50524753u		/* "SGRP" */
 
 struct disk_group {

@@ -65,6 +65,7 @@ struct image {
 	bool readonly;		/* opened without the right to write */
 	bool blockdev;
 	char *name;		/* for messages */
+	uint64_t holder;	/* what named the holder when it was opened: mmp.c */
 };
 
 static inline int image_pread(struct image *im, void *buf, size_t len, uint64_t off)

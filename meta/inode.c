@@ -233,11 +233,41 @@ void icache_fini(struct volume *v)
 
 /* ---- coming ---------------------------------------------------------------------------- */
 
+static int last_ino(void *ctx, const uint8_t *key, size_t klen,
+		    const uint8_t *val, size_t vlen)
+{
+	(void)val;
+	(void)vlen;
+	if (klen >= 8)
+		*(uint64_t *)ctx = be64_get(key);
+	return 1;
+}
+
+int inodes_skip_used(struct volume *v)
+{
+	struct key min, end;
+	uint64_t last = 0;
+	int r;
+
+	key_file(&min, 0, 0);
+	key_file(&end, INO_MAX + 1, 0);
+	r = tree_range_floor(v, TABLE_FILES, &min, &end, &end, last_ino, &last);
+	if (last >= atomic_load(&v->next_ino))
+		atomic_store(&v->next_ino, last + 1);
+	return r == -ENOMEM ? r : 0;
+}
+
 int inode_create(struct txn *t, const struct attr *a, struct inode **out)
 {
 	struct volume *v = t->v;
-	struct inode *ip = inode_new(atomic_fetch_add(&v->next_ino, 1));
+	uint64_t ino = atomic_fetch_add(&v->next_ino, 1);
+	struct inode *ip;
 
+	if (ino > INO_MAX) {
+		atomic_store(&v->next_ino, INO_MAX + 1);
+		return -ENOSPC;
+	}
+	ip = inode_new(ino);
 	if (!ip)
 		return -ENOMEM;
 	ip->a = *a;

@@ -754,6 +754,13 @@ static int scan_attests(struct scan *s)
 	return 0;
 }
 
+/* The inode that a PUT or DEL concerns, by its key; 0: none. */
+static uint64_t item_ino(const struct disk_jitem *ji)
+{
+	return ji->table == TABLE_FILES && get16(ji->klen) >= 8
+		       ? be64_get(ji->bytes) : 0;
+}
+
 /* Are the items of a group well formed? */
 static bool group_sane(const struct volume *v, const struct group *g)
 {
@@ -780,6 +787,9 @@ static bool group_sane(const struct volume *v, const struct group *g)
 		} else if (ji->type == JITEM_PUT || ji->type == JITEM_DEL) {
 			if (klen > KEY_MAX || vlen > VALUE_MAX ||
 			    (ji->type == JITEM_DEL && vlen) || ji->table >= TABLE_SPACE || g->of_gen)
+				return false;
+			/* fsck may delete what should not be there */
+			if (ji->type == JITEM_PUT && item_ino(ji) > INO_MAX)
 				return false;
 		} else {
 			if ((ji->type != JITEM_TAKE && ji->type != JITEM_FREE) ||
@@ -872,10 +882,9 @@ static int group_note(struct scan *s, const struct group *g)
 	for (unsigned i = 0; i < g->items && r == 0; i++, ji = item_next(ji)) {
 		if (ji->type == JITEM_TAKE || ji->type == JITEM_FREE)
 			r = items_apply_locked(v, ji, 1);
-		else if (ji->type != JITEM_DATA && ji->table == TABLE_FILES &&
-			 get16(ji->klen) >= 8 &&
-			 be64_get(ji->bytes) > s->max_ino)
-			s->max_ino = be64_get(ji->bytes);
+		else if (ji->type != JITEM_DATA && item_ino(ji) > s->max_ino &&
+			 item_ino(ji) <= INO_MAX)
+			s->max_ino = item_ino(ji);
 	}
 	return r;
 }

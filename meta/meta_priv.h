@@ -135,6 +135,8 @@ struct volume {
 	_Atomic int failed;		/* errno of the failure that ended writing */
 	struct alloc *alloc;
 	struct disk_mmp mmp;
+	uint64_t holder;		/* mmp_expect(), before anything was read */
+	bool holder_known;
 
 	/* -- commit lock -- */
 	struct rwlock commit;
@@ -582,8 +584,14 @@ static inline uint64_t blk_off(const struct volume *v, uint64_t blk)
 void mmp_init(struct volume *v);
 /* Does another host's heart beat in the image? -EBUSY, after some intervals. */
 int mmp_watch(struct image *im);
+/* What the block has to be when the volume is taken: what it was when the image was
+ * opened and watched, or, that having been used, what it is now. */
+int mmp_expect(struct image *im, uint64_t *holder);
+/* For mkfs: nobody holds it. -EBUSY if somebody has taken it meanwhile. */
+int mmp_clear(struct image *im);
 /* Take the volume, and begin to beat; -EBUSY with a sentence. */
 int mmp_take(struct volume *v, char *msg, size_t msg_len);
+/* Say how things stand; -EBUSY if the volume is another's, and has failed here. */
 int mmp_write(struct volume *v, uint32_t state);
 void mmp_stop(struct volume *v);
 /* Before something is written that would harm another holder. */
@@ -591,6 +599,9 @@ int mmp_still_ours(struct volume *v);
 
 int icache_init(struct volume *v);
 void icache_fini(struct volume *v);
+/* Let the next inode's number be higher than all in the tree, whatever the
+ * superblock says; where the last of them cannot be read, that is believed. */
+int inodes_skip_used(struct volume *v);
 int intents_finish(struct volume *v);
 int orphans_evict(struct volume *v);
 /* Orphans whose freeing failed for want of room: how many; try again. */

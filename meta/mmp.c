@@ -10,11 +10,14 @@
  * protection, in ext4's words):
  *   - who opens an image whose block says that a heart beats watches the block
  *     for two intervals and a second first, and is refused if it changes;
+ *   - who takes it looks once more: if the block is not what it was before
+ *     anything of the volume was read, somebody else has had the volume meanwhile;
  *   - who has taken it looks again after a second: of two who took it at once,
  *     the later one has it;
  *   - a holder that finds another's nonce writes nothing more. One that comes
  *     to itself after more than two intervals (a stopped virtual machine) looks
- *     before it writes a group or a superblock.
+ *     before it writes a group or a superblock, and each looks before it says that
+ *     it is done.
  * What such a host's kernel had in its page cache when it was stopped it may
  * still write: only a fence around the disk prevents that.
  */
@@ -67,17 +70,54 @@ int mmp_watch(struct image *im)
 	struct disk_mmp first, now;
 	unsigned s;
 
-	if (mmp_load(im, &first) || get32(first.state) == MMP_FREE)
+	if (mmp_load(im, &first))
 		return 0;
+	im->holder = get64(first.csum);
 	s = get32(first.interval_s);
-	if (!s || s > INTERVAL_MAX_S)
+	if (get32(first.state) == MMP_FREE || !s || s > INTERVAL_MAX_S)
 		return 0;
 	for (unsigned i = 0; i < (2 * s + 1) * 10; i++) {
 		nanosleep(&step, NULL);
-		if (mmp_load(im, &now) == 0 && changed(&first, &now))
-			return get32(now.state) == MMP_FREE ? 0 : -EBUSY;
+		if (mmp_load(im, &now) || !changed(&first, &now))
+			continue;
+		im->holder = get64(now.csum);
+		return get32(now.state) == MMP_FREE ? 0 : -EBUSY;
 	}
 	return 0;
+}
+
+/* What is in the block, in one number; 0: nobody has written it. */
+static int mmp_look(struct image *im, struct disk_mmp *m, uint64_t *holder)
+{
+	int r = mmp_load(im, m);
+
+	*holder = r ? 0 : get64(m->csum);
+	return r == -EINVAL || r == -EFSBADCRC ? 0 : r;
+}
+
+int mmp_expect(struct image *im, uint64_t *holder)
+{
+	struct disk_mmp m;
+	int r = 0;
+
+	*holder = im->holder;
+	im->holder = 0;
+	if (!*holder)
+		r = mmp_look(im, &m, holder);
+	return r;
+}
+
+int mmp_clear(struct image *im)
+{
+	struct disk_mmp m, none = {0};
+	uint64_t before, holder;
+	int r = mmp_expect(im, &before);
+
+	if (r == 0)
+		r = mmp_look(im, &m, &holder);
+	if (r == 0 && holder != before)
+		r = -EBUSY;
+	return r ? r : image_pwrite(im, &none, sizeof(none), MMP_OFFSET);
 }
 
 /* ---- the holder --------------------------------------------------------------------- */
@@ -112,14 +152,12 @@ static int write_locked(struct volume *v, uint32_t state)
 	return r;
 }
 
-int mmp_write(struct volume *v, uint32_t state)
+/* Somebody else's: say whose. */
+static int taken(const struct disk_mmp *now, char *who, size_t len)
 {
-	int r;
-
-	lock_lock(&v->heart);
-	r = write_locked(v, state);
-	lock_unlock(&v->heart);
-	return r;
+	snprintf(who, len, "holding the image, which %.31s on %.63s, process %u, has "
+		 "taken,", now->program, now->host, get32(now->pid));
+	return -EBUSY;
 }
 
 /* Is it still ours? */
@@ -129,12 +167,24 @@ static int keep_locked(struct volume *v, char *who, size_t len)
 	int r = mmp_load(v->im, &now);
 
 	snprintf(who, len, "the heartbeat");
-	if (r == 0 && get64(now.nonce) != get64(v->mmp.nonce)) {
-		snprintf(who, len, "holding the image, which %.31s on %.63s, process "
-			 "%u, has taken,", now.program, now.host, get32(now.pid));
-		r = -EBUSY;
-	}
-	return r;
+	return r == 0 && get64(now.nonce) != get64(v->mmp.nonce)
+		       ? taken(&now, who, len) : r;
+}
+
+int mmp_write(struct volume *v, uint32_t state)
+{
+	char who[160];
+	int r;
+
+	lock_lock(&v->heart);
+	r = keep_locked(v, who, sizeof(who));
+	/* Without a heart the block but tells who it is. */
+	if (r != -EBUSY && !v->opt.heartbeat_s)
+		r = 0;
+	if (r == 0)
+		r = write_locked(v, state);
+	lock_unlock(&v->heart);
+	return r == -EBUSY ? volume_fail(v, r, who) : r;
 }
 
 static int beat(struct volume *v)
@@ -190,25 +240,41 @@ void mmp_init(struct volume *v)
 	pthread_condattr_destroy(&attr);
 }
 
+/* Write the block, if it is still what it was. Without a heart it need not be
+ * readable. */
+static int take_locked(struct volume *v, char *who, size_t len)
+{
+	struct disk_mmp old;
+	uint64_t holder;
+	int r = mmp_look(v->im, &old, &holder);
+
+	if (v->opt.heartbeat_s && (r || !v->holder_known))
+		return r ? r : -EIO;
+	if (r == 0 && v->holder_known && holder != v->holder)
+		return taken(&old, who, len);
+	if (holder)
+		v->mmp.seq = old.seq;
+	v->mmp.nonce = put64(random64());
+	return write_locked(v, MMP_HELD);
+}
+
 int mmp_take(struct volume *v, char *msg, size_t msg_len)
 {
 	const struct timespec second = {1, 0};
-	struct disk_mmp old;
-	char who[160];
+	char who[160] = "the heartbeat";
 	int r;
 
-	if (mmp_load(v->im, &old) == 0)
-		v->mmp.seq = old.seq;
-	v->mmp.nonce = put64(random64());
-	r = mmp_write(v, MMP_HELD);
+	lock_lock(&v->heart);
+	r = take_locked(v, who, sizeof(who));
+	lock_unlock(&v->heart);
+	if (r == 0 && v->opt.heartbeat_s) {
+		nanosleep(&second, NULL);
+		r = keep_locked(v, who, sizeof(who));
+	}
+	if (r)
+		snprintf(msg, msg_len, "%s failed: %s", who, strerror(-r));
 	if (r || !v->opt.heartbeat_s)
 		return r;
-	nanosleep(&second, NULL);
-	r = keep_locked(v, who, sizeof(who));
-	if (r) {
-		snprintf(msg, msg_len, "%s failed: %s", who, strerror(-r));
-		return r;
-	}
 	r = -pthread_create(&v->heart_thread, NULL, heart_main, v);
 	v->heart_runs = !r;
 	return r;

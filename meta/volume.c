@@ -92,7 +92,9 @@ int volume_geometry_check(struct volume_geometry *g, char *msg, size_t msg_len)
 			g->journal_bytes = min;
 	}
 	g->journal_bytes = (g->journal_bytes + block - 1) & ~(block - 1);
-	max = g->bytes / 2 < 1ull << 30 ? g->bytes / 2 : 1ull << 30;
+	max = (uint64_t)JOURNAL_MAX_UNITS * JOURNAL_UNIT;
+	if (max > g->bytes / 2)
+		max = g->bytes / 2;
 	if (g->journal_bytes < min || g->journal_bytes > max) {
 		snprintf(msg, msg_len, "journal size %llu is not between %llu and "
 			 "%llu bytes", (unsigned long long)g->journal_bytes,
@@ -232,15 +234,16 @@ int volume_format(struct image *im, const struct volume_geometry *geometry)
 	if (r)
 		return r;
 	super_make(&s, g);
+	r = mmp_clear(im);
+	if (r)
+		return r;
 	/* The old superblocks first: what is half made shall not be mounted. */
 	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
 		r = image_pwrite(im, &none, sizeof(none), SUPER_SLOT_OFFSET(i));
 		if (r)
 			return r;
 	}
-	r = image_pwrite(im, &none, MMP_BYTES, MMP_OFFSET);
-	if (r == 0)
-		r = ring_write_first(im, &s, g);
+	r = ring_write_first(im, &s, g);
 	super_seal(&s, 2);
 	if (r == 0)
 		r = image_pwrite(im, &s, sizeof(s), BACKUP_OFFSET);
@@ -557,6 +560,11 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 				v->opt.repair->item_count);
 	if (r)
 		goto out;
+	/* What fsck has found to be wrong is fsck's to put right. */
+	if (!v->opt.repair)
+		r = inodes_skip_used(v);
+	if (r)
+		goto out;
 	if (!v->was_clean)
 		atomic_fetch_add(&v->next_ino, 1ull << 32);
 	v->salt = random64();
@@ -600,6 +608,8 @@ int volume_open(struct image *im, const struct volume_options *opt,
 {
 	struct disk_super s;
 	struct volume *v = NULL;
+	uint64_t holder = 0;
+	bool known = !opt->readonly && mmp_expect(im, &holder) == 0;
 	unsigned slot;
 	int r;
 
@@ -638,6 +648,8 @@ int volume_open(struct image *im, const struct volume_options *opt,
 	r = volume_new(im, opt, &s, slot, &v);
 	if (!v)
 		return r;
+	v->holder = holder;
+	v->holder_known = known;
 	if (r == 0)
 		r = journal_scan(v, msg, msg_len);
 	if (r == 0)
@@ -682,8 +694,9 @@ int volume_close(struct volume *v)
 			r = checkpoint_run(v, true);
 	}
 	mmp_stop(v);
-	if (!v->readonly && !atomic_load(&v->failed))
-		mmp_write(v, MMP_FREE);
+	if (!v->readonly && !atomic_load(&v->failed) &&
+	    mmp_write(v, MMP_FREE) == -EBUSY)
+		r = -EBUSY;
 	volume_free(v);
 	return r;
 }

@@ -46,6 +46,10 @@ const struct group_item group_items[GROUP_ITEMS] = {
 	 "a checkpoint takes and frees, no more", 1},
 	{"a checkpoint's contents", JITEM_DATA, 0, 8, BLOCK, {300},
 	 "a checkpoint takes and frees, no more", 1},
+	{"the highest number there is", JITEM_PUT, TABLE_FILES, 8, 0, {UINT64_MAX},
+	 "its inode number is too high", 0},
+	{"a number too high", JITEM_PUT, TABLE_FILES, 8, 0, {0x0100000000000040},
+	 "its inode number is too high", 0},
 };
 
 uint64_t group_append(struct fault *f, const struct group_item *it, bool durable,
@@ -83,7 +87,7 @@ uint64_t group_append(struct fault *f, const struct group_item *it, bool durable
 				  .klen = put16(it->klen),
 				  .vlen = put16(it->vlen)};
 	memcpy(ji->bytes, it->num, it->klen < 16 ? it->klen : 16);
-	if (it->type == JITEM_PUT || it->type == JITEM_DEL)
+	if (it->table == TABLE_REFS)
 		ji->bytes[0] = KEY_ORPHAN;
 	len += it->vlen > BLOCK ? 0 : it->vlen;
 	*g = (struct disk_group){.magic = put32(GROUP_MAGIC),

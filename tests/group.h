@@ -17,7 +17,7 @@ struct group_item {
 };
 
 /* For a volume of 512 blocks of 4 KiB; the first four are good. */
-#define GROUP_ITEMS 20
+#define GROUP_ITEMS 22
 extern const struct group_item group_items[GROUP_ITEMS];
 
 /*

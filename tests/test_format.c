@@ -54,6 +54,10 @@ static void a_superblock_out_of_bounds_is_refused_by_name(void **state)
 		{AT(journal_block), 8, 31, EFSCORRUPTED, "journal out of range"},
 		{AT(journal_block), 8, BYTES / BLOCK - 20, EFSCORRUPTED,
 		 "journal out of range"},
+		{AT(next_ino), 8, FIRST_INO - 1, EFSCORRUPTED,
+		 "next inode number out of range"},
+		{AT(next_ino), 8, INO_MAX + 2, EFSCORRUPTED,
+		 "next inode number out of range"},
 		{AT(free_blks), 8, BYTES / BLOCK + 1, EFSCORRUPTED,
 		 "free count exceeds the volume"},
 		{AT(root[1].ptr.block), 8, BYTES / BLOCK, EFSCORRUPTED,
@@ -98,6 +102,36 @@ static void a_superblock_out_of_bounds_is_refused_by_name(void **state)
 	fault_poke(f, &s, sizeof(s), 0);
 	assert_int_equal(volume_open(im, &opt, &v, msg, sizeof(msg)), -EFSCORRUPTED);
 	assert_string_equal(msg, "superblock: journal out of range");
+	fault_destroy(f);
+}
+
+/* A ring is read whole, so one that is too long for that is refused first. */
+static void a_journal_too_long_is_refused(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct volume_options opt = {.no_threads = true, .readonly = true};
+	struct disk_super s;
+	struct volume *v;
+	const char *why;
+	char msg[200];
+
+	(void)state;
+	fault_peek(f, &s, sizeof(s), 0);
+	s.blocks = put64(1ull << 30);
+	s.journal_units = put64(JOURNAL_MAX_UNITS);
+	super_seal(&s, 0);
+	assert_int_equal(super_verify(&s, 0, &why), 0);
+	for (unsigned n = 0; n < 2; n++) {
+		s.journal_units = put64(n ? 64 * JOURNAL_MAX_UNITS : JOURNAL_MAX_UNITS + 1);
+		for (unsigned i = 0; i < SUPER_SLOTS; i++) {
+			super_seal(&s, i);
+			fault_poke(f, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
+		}
+		assert_int_equal(super_verify(&s, 1, &why), -EFSCORRUPTED);
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 -EFSCORRUPTED);
+		assert_string_equal(msg, "superblock: journal out of range");
+	}
 	fault_destroy(f);
 }
 
@@ -449,6 +483,220 @@ static void an_older_superblock_than_the_journal_is_refused(void **state)
 	fault_destroy(f);
 }
 
+/* ---- inode numbers ------------------------------------------------------------------ */
+
+static struct volume *opened(struct fault *f)
+{
+	struct volume_options opt = {.no_threads = true};
+	struct volume *v;
+	char msg[200];
+
+	if (volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)))
+		fail_msg("%s", msg);
+	return v;
+}
+
+/* A file without a name, of this mode. */
+static int make_file(struct volume *v, uint32_t mode, uint64_t *ino)
+{
+	struct attr a = {.mode = S_IFREG | mode};
+	struct inode *ip;
+	struct txn *t;
+	int r;
+
+	assert_int_equal(txn_begin(v, TXN_NORMAL, &t), 0);
+	r = inode_create(t, &a, &ip);
+	if (r) {
+		txn_abort(t);
+		return r;
+	}
+	assert_int_equal(txn_commit(t), 0);
+	*ino = ip->ino;
+	rwlock_unlock(&ip->lock);
+	inode_put(v, ip);
+	return 0;
+}
+
+static void set_next_ino(struct fault *f, uint64_t next)
+{
+	struct disk_super s;
+
+	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
+		fault_peek(f, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
+		s.next_ino = put64(next);
+		super_seal(&s, i);
+		fault_poke(f, &s, sizeof(s), SUPER_SLOT_OFFSET(i));
+	}
+}
+
+static void a_number_in_use_is_not_given_again(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct volume *v = opened(f);
+	uint64_t ino[8], next;
+	struct inode *ip;
+
+	(void)state;
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(make_file(v, i, &ino[i]), 0);
+	assert_int_equal(volume_close(v), 0);
+	set_next_ino(f, FIRST_INO);
+	v = opened(f);
+	assert_int_equal(make_file(v, 0777, &next), 0);
+	assert_int_equal(next, ino[7] + 1);
+	assert_int_equal(volume_close(v), 0);
+	v = opened(f);
+	for (unsigned i = 0; i < 8; i++) {
+		assert_int_equal(inode_get(v, ino[i], &ip), 0);
+		assert_int_equal(ip->a.mode, S_IFREG | i);
+		inode_put(v, ip);
+	}
+	assert_int_equal(volume_close(v), 0);
+	fault_destroy(f);
+}
+
+/* After the last number there is none, and the volume opens all the same. */
+static void numbers_end_at_the_highest_one(void **state)
+{
+	struct fault *f = formatted(BYTES);
+	struct volume *v;
+	uint64_t ino;
+
+	(void)state;
+	set_next_ino(f, INO_MAX);
+	v = opened(f);
+	assert_int_equal(make_file(v, 0, &ino), 0);
+	assert_int_equal(ino, INO_MAX);
+	for (unsigned i = 0; i < 4; i++) {
+		assert_int_equal(make_file(v, 0, &ino), -ENOSPC);
+		assert_int_equal(volume_sync(v), 0);
+		if (i & 1)
+			assert_int_equal(volume_close(v), 0);
+		else
+			volume_abandon(v);
+		v = opened(f);
+	}
+	assert_int_equal(volume_close(v), 0);
+	fault_destroy(f);
+}
+
+/* ---- who holds the volume ------------------------------------------------------------ */
+
+/* Another host, which does something while this one is in the midst of a call. */
+struct other {
+	struct fault *f;
+	struct volume *v;
+	unsigned heartbeat_s;
+	uint64_t ino;
+};
+
+static void other_takes(void *ctx)
+{
+	struct other *o = ctx;
+	struct volume_options opt = {.no_threads = true, .program = "other",
+				     .heartbeat_s = o->heartbeat_s};
+	char msg[200];
+
+	if (volume_open(fault_image(o->f), &opt, &o->v, msg, sizeof(msg)))
+		fail_msg("%s", msg);
+	assert_int_equal(make_file(o->v, 0600, &o->ino), 0);
+	assert_int_equal(volume_sync(o->v), 0);
+}
+
+/*
+ * Between looking, and reading the volume, and taking it another host has taken it
+ * and written: what was read is not true any more.
+ */
+static void a_volume_that_another_has_taken_is_not_taken(void **state)
+{
+	(void)state;
+	for (unsigned heartbeat = 0; heartbeat < 2; heartbeat++) {
+		struct fault *f = formatted(BYTES);
+		struct volume_options opt = {.no_threads = true,
+					     .heartbeat_s = heartbeat};
+		struct other o = {.f = f, .heartbeat_s = 100 * heartbeat};
+		struct volume *v;
+		struct inode *ip;
+		char msg[200];
+
+		fault_between(f, 0, FAULT_BEFORE, other_takes, &o);
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 -EBUSY);
+		assert_non_null(strstr(msg, "which other on "));
+		assert_non_null(o.v);
+		assert_int_equal(volume_close(o.v), 0);
+		fault_between(f, UINT64_MAX, FAULT_BEFORE, NULL, NULL);
+		v = opened(f);
+		assert_int_equal(inode_get(v, o.ino, &ip), 0);
+		inode_put(v, ip);
+		assert_int_equal(volume_close(v), 0);
+		fault_destroy(f);
+	}
+}
+
+/* It says that it is another's. */
+static void other_writes(void *ctx)
+{
+	struct other *o = ctx;
+	struct disk_mmp m = {.magic = put64(MMP_MAGIC),
+			     .seq = put64(1000),
+			     .nonce = put64(7),
+			     .state = put32(MMP_HELD),
+			     .host = "elsewhere",
+			     .program = "other"};
+
+	m.csum = put64(checksum(&m, offsetof(struct disk_mmp, csum)));
+	fault_poke(o->f, &m, sizeof(m), MMP_OFFSET);
+}
+
+static void check_other_holds(struct fault *f)
+{
+	struct disk_mmp m;
+
+	fault_peek(f, &m, sizeof(m), MMP_OFFSET);
+	assert_int_equal(get64(m.nonce), 7);
+	assert_int_equal(get64(m.seq), 1000);
+	assert_int_equal(get32(m.state), MMP_HELD);
+}
+
+/* Who closes does not say that a volume is free which another has. */
+static void a_volume_that_another_has_taken_is_not_given_back(void **state)
+{
+	struct volume_options opt = {.no_threads = true, .message = note};
+	struct fault *base = formatted(BYTES), *f = fault_create_over(base);
+	struct disk_super before[2], after[2];
+	struct other o = {.f = f};
+	struct volume *v;
+	uint64_t calls;
+	char msg[200];
+
+	(void)state;
+	told[0] = 0;
+	assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)), 0);
+	for (unsigned s = 0; s < 2; s++)
+		fault_peek(f, &before[s], sizeof(before[s]), SUPER_SLOT_OFFSET(s));
+	other_writes(&o);
+	assert_int_equal(volume_close(v), -EBUSY);
+	assert_non_null(strstr(told, "which other on elsewhere, process 0, has taken"));
+	check_other_holds(f);
+	for (unsigned s = 0; s < 2; s++)
+		fault_peek(f, &after[s], sizeof(after[s]), SUPER_SLOT_OFFSET(s));
+	assert_memory_equal(before, after, sizeof(before));
+	/* The last but one of its writes and flushes is that of the superblock. */
+	for (unsigned late = 0; late < 2; late++) {
+		fault_fork(f, base);
+		assert_int_equal(volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)),
+				 0);
+		fault_between(f, late ? calls - 2 : UINT64_MAX, FAULT_AFTER, other_writes,
+			      &o);
+		assert_int_equal(volume_close(v), late ? -EBUSY : 0);
+		calls = fault_between(f, UINT64_MAX, FAULT_AFTER, NULL, NULL);
+	}
+	check_other_holds(f);
+	fault_destroy(f);
+	fault_destroy(base);
+}
+
 /* ---- contents that look like groups ------------------------------------------------- */
 
 #define CONTENTS (16u << 10)
@@ -503,17 +751,6 @@ static void contents_are(struct volume *v, bool xattr, uint64_t ino,
 	assert_memory_equal(got, data, len);
 	rwlock_unlock(&ip->lock);
 	inode_put(v, ip);
-}
-
-static struct volume *opened(struct fault *f)
-{
-	struct volume_options opt = {.no_threads = true};
-	struct volume *v;
-	char msg[200];
-
-	if (volume_open(fault_image(f), &opt, &v, msg, sizeof(msg)))
-		fail_msg("%s", msg);
-	return v;
 }
 
 static uint64_t unit_offset(struct fault *f, uint64_t unit)
@@ -644,6 +881,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_superblock_out_of_bounds_is_refused_by_name),
+		cmocka_unit_test(a_journal_too_long_is_refused),
 		cmocka_unit_test(an_unknown_feature_allows_looking_alone),
 		cmocka_unit_test(an_image_that_ends_too_soon_is_refused),
 		cmocka_unit_test(a_geometry_out_of_bounds_is_refused_by_name),
@@ -651,6 +889,10 @@ int main(void)
 		cmocka_unit_test(a_group_that_makes_no_sense_is_not_replayed),
 		cmocka_unit_test(a_journal_at_odds_with_the_bitmaps_is_damage),
 		cmocka_unit_test(an_older_superblock_than_the_journal_is_refused),
+		cmocka_unit_test(a_number_in_use_is_not_given_again),
+		cmocka_unit_test(numbers_end_at_the_highest_one),
+		cmocka_unit_test(a_volume_that_another_has_taken_is_not_taken),
+		cmocka_unit_test(a_volume_that_another_has_taken_is_not_given_back),
 		cmocka_unit_test(contents_that_look_like_a_group_are_none),
 	};
 

@@ -315,7 +315,7 @@ static void count_item(struct census *c, const uint8_t *key, size_t klen)
 	c->items++;
 	if (klen < 9)
 		return;
-	if (be64_get(key) > c->max_ino)
+	if (be64_get(key) > c->max_ino && be64_get(key) <= INO_MAX)
 		c->max_ino = be64_get(key);
 	c->inodes += key[8] == KEY_INODE;
 }
@@ -382,6 +382,7 @@ static int whole_root(struct rescue *r, bool top, const struct root **out)
 static int set_root(struct rescue *r, bool whole, bool *found)
 {
 	const struct root *root;
+	uint64_t next_ino;
 	int ret = whole_root(r, true, &root);
 
 	if (!ret && !root)
@@ -401,7 +402,8 @@ static int set_root(struct rescue *r, bool whole, bool *found)
 		.level = put32(root->level)};
 	r->s.inodes = put64(r->census.inodes);
 	/* None is given out twice, however many had been since. */
-	r->s.next_ino = put64(r->census.max_ino + (1ull << 40));
+	next_ino = r->census.max_ino + (1ull << 40);
+	r->s.next_ino = put64(next_ino <= INO_MAX ? next_ino : INO_MAX + 1);
 	return 0;
 }
 
@@ -533,7 +535,7 @@ static uint64_t groups_end(struct rescue *r, uint64_t from, uint64_t to)
 	return end;
 }
 
-#define RING_MAX (1ull << 30)
+#define RING_MAX ((uint64_t)JOURNAL_MAX_UNITS * JOURNAL_UNIT)
 
 int guess_super(struct fsck *f, struct disk_super *out)
 {

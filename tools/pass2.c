@@ -34,6 +34,9 @@ static const char *item_wrong(const struct fsck *f, const struct disk_group *g,
 			return "it is for a table that has no journal";
 		if (ji->type == JITEM_DEL && vlen)
 			return "a deletion has no value";
+		if (ji->type == JITEM_PUT && ji->table == TABLE_FILES && klen >= 8 &&
+		    be64_get(ji->bytes) > INO_MAX)
+			return "its inode number is too high";
 		return NULL;
 	case JITEM_TAKE:
 	case JITEM_FREE:

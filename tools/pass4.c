@@ -439,6 +439,9 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_FILES),
 				 .what = "its length");
 	}
+	if (ino > INO_MAX)
+		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_FILES),
+				 .ino = ino, .what = "its inode number");
 	if (ino != cur.ino) {
 		ret = inode_begin(f, ino);
 		if (ret)
