@@ -1078,6 +1078,17 @@ static int load_free(void *ctx, uint64_t chunk, void *bits)
 	return 0;
 }
 
+static int own_path(struct alloc_config *cfg)
+{
+	size_t bytes = cfg->state_path ? strlen(cfg->state_path) + 1 : 0;
+	char *own = bytes ? malloc(bytes) : NULL;
+
+	if (bytes && !own)
+		return -ENOMEM;
+	cfg->state_path = own ? memcpy(own, cfg->state_path, bytes) : NULL;
+	return 0;
+}
+
 int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source,
 	       uint64_t free_units, struct alloc **out)
 {
@@ -1095,8 +1106,11 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 		free(a);
 		return -EINVAL;
 	}
-	if (a->cfg.state_path)
-		a->cfg.state_path = strdup(a->cfg.state_path);
+	err = own_path(&a->cfg);
+	if (err) {
+		free(a);
+		return err;
+	}
 	a->source = source ? *source
 			   : (struct alloc_source){ NULL, load_free,
 						    describe_all_free };
