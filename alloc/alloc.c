@@ -349,12 +349,11 @@ static int take_front(struct op *op, struct run run, uint64_t len)
 
 	if (err)
 		return err;
-	err = space_cut(op, run, run.start, e);
-	if (!err) {
+	err = space_prepare(op, run.start, e);
+	if (!err)
+		err = space_cut(op, run, run.start, e);
+	if (!err)
 		err = space_mark_used(op, run.start, e);
-		if (err)
-			space_publish(op, run.start, e);
-	}
 	hood_unlock(op, &h);
 	return err;
 }
