@@ -349,12 +349,11 @@ static int take_front(struct op *op, struct run run, uint64_t len)
 
 	if (err)
 		return err;
-	err = space_cut(op, run, run.start, e);
-	if (!err) {
+	err = space_prepare(op, run.start, e);
+	if (!err)
+		err = space_cut(op, run, run.start, e);
+	if (!err)
 		err = space_mark_used(op, run.start, e);
-		if (err)
-			space_publish(op, run.start, e);
-	}
 	hood_unlock(op, &h);
 	return err;
 }
@@ -1101,6 +1100,17 @@ static int load_free(void *ctx, uint64_t chunk, void *bits)
 	return 0;
 }
 
+static int own_path(struct alloc_config *cfg)
+{
+	size_t bytes = cfg->state_path ? strlen(cfg->state_path) + 1 : 0;
+	char *own = bytes ? malloc(bytes) : NULL;
+
+	if (bytes && !own)
+		return -ENOMEM;
+	cfg->state_path = own ? memcpy(own, cfg->state_path, bytes) : NULL;
+	return 0;
+}
+
 int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source,
 	       uint64_t free_units, struct alloc **out)
 {
@@ -1118,8 +1128,11 @@ int alloc_open(const struct alloc_config *cfg, const struct alloc_source *source
 		free(a);
 		return -EINVAL;
 	}
-	if (a->cfg.state_path)
-		a->cfg.state_path = strdup(a->cfg.state_path);
+	err = own_path(&a->cfg);
+	if (err) {
+		free(a);
+		return err;
+	}
 	a->source = source ? *source
 			   : (struct alloc_source){ NULL, load_free,
 						    describe_all_free };

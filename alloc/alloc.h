@@ -190,7 +190,7 @@ struct alloc_stats {
 	/* The rest needs every chunk's summary; see alloc_stats(). */
 	uint64_t free_extents;
 	uint64_t largest_free;		/* units */
-	uint64_t histogram[52];		/* free extents of 2^i .. 2^(i+1)-1 units */
+	uint64_t histogram[53];		/* free extents of 2^i .. 2^(i+1)-1 units */
 	/* Calls since open. */
 	uint64_t allocs, alloc_units, frees, freed_units;
 	uint64_t failures, splits, merges, steals, chunk_loads, saves;

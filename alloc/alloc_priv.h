@@ -231,7 +231,11 @@ int space_publish(struct op *op, uint64_t s, uint64_t e);
  */
 int space_cut(struct op *op, struct run run, uint64_t s, uint64_t e);
 
-/* In the same hood, after it: units that are in no index become used. */
+/*
+ * In the same hood: units that are in no index become used. Or -ENOMEM, but not
+ * after space_prepare().
+ */
+int space_prepare(struct op *op, uint64_t s, uint64_t e);
 int space_mark_used(struct op *op, uint64_t s, uint64_t e);
 
 /*

@@ -215,7 +215,7 @@ bool space_long_run(struct alloc *a, uint64_t unit, struct run *run)
 	return run->start + run->len > unit;
 }
 
-static int prepare(struct op *op, uint64_t s, uint64_t e)
+int space_prepare(struct op *op, uint64_t s, uint64_t e)
 {
 	struct piece p;
 	int err = 0;
@@ -228,7 +228,7 @@ static int prepare(struct op *op, uint64_t s, uint64_t e)
 int space_mark_used(struct op *op, uint64_t s, uint64_t e)
 {
 	struct piece p;
-	int err = prepare(op, s, e);
+	int err = space_prepare(op, s, e);
 
 	if (err)
 		return err;
@@ -296,7 +296,7 @@ int space_take(struct op *op, uint64_t s, uint64_t e)
 {
 	struct around r;
 	struct run run;
-	int err = prepare(op, s, e);
+	int err = space_prepare(op, s, e);
 
 	if (err)
 		return err;
@@ -394,7 +394,7 @@ int space_give(struct op *op, uint64_t s, uint64_t e)
 {
 	struct around r;
 	struct piece p;
-	int err = look_around(op, s, e, true, &r) ? prepare(op, s, e) : -EINVAL;
+	int err = look_around(op, s, e, true, &r) ? space_prepare(op, s, e) : -EINVAL;
 
 	if (!err)
 		err = publish(op, s, e, r.before, r.after);

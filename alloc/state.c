@@ -218,10 +218,10 @@ static int write_chunk(struct alloc *a, struct writer *w, uint64_t index)
 	struct chunk_image im;
 	bool borrowed;
 	struct op op;
-	int err = op_enter(a, &op);
+	int err = 0;
 
-	if (err)
-		return err;
+	/* Must not fail: an image left behind would go into the next save. */
+	op_enter_to_count(a, &op);
 	latch_lock(&c->latch);
 	chunk_save(&a->chunks, c, &im, &borrowed);
 	if (borrowed && im.bits) {
@@ -550,13 +550,10 @@ static int read_file(const char *path, unsigned char **data, size_t *bytes)
 	return err;
 }
 
-/* NULL when all is well, or what is wrong with the file. */
-static const char *verify(struct alloc *a, const unsigned char *data,
-			  size_t bytes, struct disk_state *head)
+/* What is wrong with the header, or the payload as a whole; or NULL. */
+static const char *verify_sums(const unsigned char *data, size_t bytes,
+			       struct disk_state *head)
 {
-	struct reader r = { .count = a->chunks.count };
-	uint64_t free_units;
-
 	if (bytes < sizeof(*head))
 		return "it is cut short";
 	memcpy(head, data, sizeof(*head));
@@ -570,20 +567,39 @@ static const char *verify(struct alloc *a, const unsigned char *data,
 	if (XXH3_64bits(data + sizeof(*head), bytes - sizeof(*head)) !=
 	    head->payload_xxh3)
 		return "its checksum does not match";
-	if (head->units != a->units || head->unit_bytes != a->cfg.unit_bytes)
-		return NULL;		/* whole, but of another space */
-	r.at = data + sizeof(*head);
-	r.end = data + bytes;
-	return read_records(a, r, false, &free_units) ||
-			       free_units != head->free_units
-		       ? "its records contradict each other"
-		       : NULL;
+	return NULL;
+}
+
+/*
+ * -EUCLEAN and *why when the file is damaged, -EINVAL when it is of another
+ * space; or -ENOMEM, which says nothing about the file.
+ */
+static int verify(struct alloc *a, const unsigned char *data, size_t bytes,
+		  struct reader *r, const char **why)
+{
+	struct disk_state head;
+	uint64_t free_units;
+	int err;
+
+	*why = verify_sums(data, bytes, &head);
+	if (*why)
+		return -EUCLEAN;
+	if (head.units != a->units || head.unit_bytes != a->cfg.unit_bytes)
+		return -EINVAL;
+	*r = (struct reader){ data + sizeof(head), data + bytes,
+			      a->chunks.count, 0 };
+	err = read_records(a, *r, false, &free_units);
+	if (!err && free_units != head.free_units)
+		err = -EUCLEAN;
+	if (err == -EUCLEAN)
+		*why = "its records contradict each other";
+	return err;
 }
 
 /* Read `path` into the space. *why: what is wrong when it is damaged. */
 static int read_state(struct alloc *a, const char *path, const char **why)
 {
-	struct disk_state head;
+	struct reader r;
 	unsigned char *data = NULL;
 	size_t bytes = 0;
 	int err = read_file(path, &data, &bytes);
@@ -591,19 +607,11 @@ static int read_state(struct alloc *a, const char *path, const char **why)
 	*why = NULL;
 	if (err)
 		return err;
-	*why = verify(a, data, bytes, &head);
-	if (*why) {
-		err = -EUCLEAN;
-	} else if (head.units != a->units ||
-		   head.unit_bytes != a->cfg.unit_bytes) {
-		err = -EINVAL;
-	} else {
-		struct reader r = { data + sizeof(head), data + bytes,
-				    a->chunks.count, 0 };
-
+	err = verify(a, data, bytes, &r, why);
+	if (!err)
 		err = read_records(a, r, true, &a->pool);
+	if (!err)
 		a->cursor = a->source_chunks;
-	}
 	free(data);
 	return err;
 }

@@ -252,12 +252,13 @@ static ssize_t write_once(struct fs *fs, struct inode *ip, const char *buf,
 			  size_t len, uint64_t off, unsigned flags, bool full,
 			  struct settling *s)
 {
-	const size_t most = (size_t)(map_write_max(fs->v) - 1) << fs->shift;
+	size_t most;
 	int err;
 
+	rwlock_write(&ip->lock);
+	most = (size_t)(map_write_max(fs->v, ip) - 1) << fs->shift;
 	if (len > most)
 		len = most - (off & fs_mask(fs));
-	rwlock_write(&ip->lock);
 	err = write_allowed(fs, ip, off, flags);
 	if (!err)
 		err = write_chunk(fs, ip, buf, len, off, flags, full);
@@ -672,7 +673,7 @@ static int copy_step(struct fs *fs, struct copying *c, char *buf)
 
 	if (n)
 		return copy_share(fs, c, blks, n);
-	n = (uint64_t)(map_write_max(fs->v) - 1) << fs->shift;
+	n = (uint64_t)(map_write_max(fs->v, c->dst) - 1) << fs->shift;
 	n = n < COPY_BYTES ? n : COPY_BYTES;
 	n = c->len < n ? c->len : n;
 	/* Up to the next border, if beyond it blocks can be shared. */

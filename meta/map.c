@@ -21,6 +21,7 @@
 #include <stdlib.h>
 
 #define EXTENTS_MAX 256u
+#define REF_ITEMS 35u		/* room for MAP_MAX references of a block each */
 
 /* ---- reading the map ------------------------------------------------------------ */
 
@@ -368,6 +369,15 @@ static int blocks_drop(struct txn *t, struct inode *ip, uint64_t start, uint64_t
 }
 
 /*
+ * Items' worth of room that one cut may take: a run left at either side, and
+ * the references of a run, which may differ from block to block.
+ */
+static unsigned cut_items(const struct inode *ip)
+{
+	return ip->a.flags & INODE_SHARED ? 14 + REF_ITEMS : 14;
+}
+
+/*
  * Take [from, to) out of one run: what is left of it to the left and right
  * stays. The blocks are dropped unless `keep`.
  */
@@ -402,9 +412,12 @@ static int item_cut(struct txn *t, struct inode *ip, const struct map_item *m,
 
 #define ITEMS_AT_ONCE 64u
 
-/* Cut what overlaps [from, to); *next is how far the transaction got. */
+/*
+ * Cut what overlaps [from, to), as long as there is room for `more` items after
+ * it; *next is how far the transaction got.
+ */
 static int range_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to,
-		     uint64_t *next)
+		     unsigned more, uint64_t *next)
 {
 	struct overlap o = {.to = to, .max = ITEMS_AT_ONCE};
 	bool full = false;
@@ -417,7 +430,7 @@ static int range_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to
 		for (unsigned i = 0; i < o.count && r == 0 && !full; i++) {
 			struct map_item *m = &o.item[i];
 
-			full = !txn_has_room(t, 14) ||
+			full = !txn_has_room(t, cut_items(ip) + more) ||
 			       (*next > from && txn_cuts_enough(t));
 			if (full)
 				break;
@@ -445,7 +458,7 @@ static int intent_put(struct txn *t, struct inode *ip, uint64_t from, uint64_t t
 int map_cut(struct txn *t, struct inode *ip, uint64_t from, uint64_t to)
 {
 	uint64_t next;
-	int r = range_cut(t, ip, from, to, &next);
+	int r = range_cut(t, ip, from, to, 0, &next);
 
 	if (r || next == to)
 		return r;
@@ -462,7 +475,7 @@ static int finish_step(struct volume *v, struct inode *ip, uint64_t from,
 
 	if (r)
 		return r;
-	r = range_cut(t, ip, from, to, next);
+	r = range_cut(t, ip, from, to, 0, next);
 	if (r == 0 && *next < to) {
 		r = intent_put(t, ip, *next, to);
 	} else if (r == 0) {
@@ -514,7 +527,7 @@ struct place {
 };
 
 struct writing {
-	struct place p[2 * EXTENTS_MAX];
+	struct place p[MAP_WRITE_MAX];	/* of a block each, at least */
 	unsigned count;
 	uint64_t in_place;
 };
@@ -533,7 +546,7 @@ static int place_new(struct txn *t, struct inode *ip, struct writing *w,
 		if (r)
 			return r;
 		for (unsigned i = 0; i < count; i++) {
-			if (w->count == 2 * EXTENTS_MAX || !txn_has_room(t, 8))
+			if (!txn_has_room(t, 8))
 				return -ENOSPC;
 			w->p[w->count++] = (struct place){blk, e[i], false};
 			blk += e[i].len;
@@ -574,7 +587,7 @@ static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 				    !(ip->a.flags & INODE_SHARED) &&
 				    w->count < EXTENTS_MAX;
 
-			if (!txn_has_room(t, 14))
+			if (!txn_has_room(t, cut_items(ip)))
 				r = -ENOSPC;
 			if (r == 0)
 				r = item_cut(t, ip, m, from, to, keep);
@@ -639,12 +652,17 @@ static int place_write(struct txn *t, struct inode *ip, const struct place *p,
 	return r;
 }
 
-unsigned map_write_max(const struct volume *v)
+unsigned map_write_max(const struct volume *v, const struct inode *ip)
 {
 	/* In the worst case each block costs a run cut, a run put, an extent
-	 * taken and one freed. */
-	size_t n = v->txn_max / 128;
+	 * taken and one freed, or a reference less. The rest is for the ends. */
+	size_t rest = 4096, each = 144, n;
 
+	if (ip->a.flags & INODE_SHARED) {
+		rest = 8192;
+		each = 240;
+	}
+	n = (v->txn_max - rest) / each;
 	return n < MAP_WRITE_MAX ? (unsigned)n : MAP_WRITE_MAX;
 }
 
@@ -666,6 +684,7 @@ int map_write(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 	struct writing *w = malloc(sizeof(*w));
 	int r;
 
+	assert(n <= MAP_WRITE_MAX);
 	if (!w)
 		return -ENOMEM;
 	w->count = 0;
@@ -732,6 +751,10 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 
 /* ---- sharing ------------------------------------------------------------------------------ */
 
+/* Runs that one transaction shares, and room for each: a run, its references. */
+#define SHARED_MAX 8u
+#define SHARED_ITEMS (6 + REF_ITEMS)
+
 static int share_run(struct txn *t, struct inode *dst, const struct map_item *m,
 		     uint64_t from, uint64_t to, uint64_t at)
 {
@@ -751,7 +774,9 @@ static int share_run(struct txn *t, struct inode *dst, const struct map_item *m,
 int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
 	      struct inode *dst, uint64_t dst_blk, uint64_t n, uint64_t *next)
 {
-	struct overlap o = {.from = src_blk, .to = src_blk + n, .max = 8};
+	unsigned runs = txn_has_room(t, SHARED_MAX * SHARED_ITEMS + 60)
+				? SHARED_MAX : SHARED_MAX / 2;
+	struct overlap o = {.from = src_blk, .to = src_blk + n, .max = runs};
 	uint64_t cut;
 	int r = overlap_load(t->v, t, src, &o);
 
@@ -760,7 +785,8 @@ int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
 	inode_edit(t, src)->flags |= INODE_SHARED;
 	inode_edit(t, dst)->flags |= INODE_SHARED;
 	/* As far as these runs reach, and as the old ones there can be cut. */
-	r = range_cut(t, dst, dst_blk, dst_blk + (o.next - src_blk), &cut);
+	r = range_cut(t, dst, dst_blk, dst_blk + (o.next - src_blk),
+		      runs * SHARED_ITEMS, &cut);
 	cut -= dst_blk;
 	for (unsigned i = 0; i < o.count && r == 0; i++) {
 		struct map_item *m = &o.item[i];

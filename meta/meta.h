@@ -294,8 +294,8 @@ int map_read(struct volume *v, struct inode *ip, uint64_t blk, uint64_t n,
  */
 #define MAP_WRITE_MAX 1024u
 /* What one transaction can take of it: less than MAP_WRITE_MAX where the
- * journal is small. */
-unsigned map_write_max(const struct volume *v);
+ * journal is small, or blocks of the inode are shared. */
+unsigned map_write_max(const struct volume *v, const struct inode *ip);
 int map_write(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 	      const void *buf);
 

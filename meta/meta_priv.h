@@ -279,6 +279,7 @@ struct txn {
 	struct deltas deltas;		/* taken, and freed (deferred) */
 	struct ref_change *refs;
 	size_t ref_count, ref_cap;
+	size_t ref_bytes;		/* that the changes will log */
 	bool refs_locked;
 };
 

@@ -131,7 +131,7 @@ static void txn_release(struct txn *t)
 	t->promise = t->used = 0;
 	t->len = t->items = t->edits = 0;
 	t->data_bytes = t->touched = 0;
-	t->deltas.count = t->ref_count = 0;
+	t->deltas.count = t->ref_count = t->ref_bytes = 0;
 	t->in_place = false;
 	if (store || t->cap > 65536) {
 		txn_destroy(t);
@@ -184,10 +184,8 @@ int txn_begin(struct volume *v, enum txn_kind kind, struct txn **out)
 static size_t txn_tail(const struct txn *t)
 {
 	size_t edit = sizeof(struct disk_jitem) + 9 + sizeof(struct disk_inode);
-	size_t ref = 5 * (sizeof(struct disk_jitem) + 9 +
-			  sizeof(struct disk_ref));
 
-	return 4 * edit + t->ref_count * ref;
+	return 4 * edit + t->ref_bytes;
 }
 
 bool txn_has_room(const struct txn *t, unsigned items)
@@ -323,8 +321,53 @@ int txn_free(struct txn *t, uint64_t start, uint64_t len)
 	return r;
 }
 
+/* Items of references that meet blocks from `start` on. */
+struct ref_meets {
+	uint64_t start;
+	size_t count;
+};
+
+static int ref_meets_add(void *ctx, const uint8_t *key, size_t klen,
+			 const uint8_t *val, size_t vlen)
+{
+	struct ref_meets *m = ctx;
+	struct disk_ref d;
+
+	if (klen != 9 || vlen != sizeof(d))
+		return -EFSCORRUPTED;
+	memcpy(&d, val, sizeof(d));
+	m->count += be64_get(key + 1) + get64(d.len) > m->start;
+	return 0;
+}
+
+/*
+ * What a change of references will log: each item that it meets goes, and what
+ * they and it cut the blocks into gets one, or is freed.
+ */
+static int ref_bytes(struct txn *t, uint64_t start, uint64_t len, size_t *bytes)
+{
+	const size_t del = sizeof(struct disk_jitem) + 9;
+	const size_t put = del + sizeof(struct disk_ref);
+	struct ref_meets m = {.start = start};
+	struct key min, lo, hi;
+	int r;
+
+	key_refs(&min, KEY_REF, 0);
+	key_refs(&lo, KEY_REF, start);
+	key_refs(&hi, KEY_REF, start + len);
+	r = tree_range_floor(t->v, TABLE_REFS, &min, &lo, &hi, ref_meets_add, &m);
+	*bytes = m.count * del +
+		 (2 * m.count + 1 < len ? 2 * m.count + 1 : len) * put + 2 * put;
+	return r;
+}
+
 int txn_ref(struct txn *t, uint64_t start, uint64_t len, int by)
 {
+	size_t bytes;
+	int r = ref_bytes(t, start, len, &bytes);
+
+	if (r)
+		return r;
 	if (t->ref_count == t->ref_cap) {
 		size_t cap = t->ref_cap ? t->ref_cap * 2 : 32;
 		void *p = realloc(t->refs, cap * sizeof(*t->refs));
@@ -335,6 +378,7 @@ int txn_ref(struct txn *t, uint64_t start, uint64_t len, int by)
 		t->ref_cap = cap;
 	}
 	t->refs[t->ref_count++] = (struct ref_change){start, len, by};
+	t->ref_bytes += bytes;
 	return 0;
 }
 

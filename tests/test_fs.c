@@ -798,6 +798,88 @@ static void step_copy(struct world *w, struct model *a, struct model *b)
 	memcpy(b->bytes + to, a->bytes + off, (size_t)n);
 }
 
+/* More runs give way than one transaction can cut, and full ones come. */
+static void a_copy_goes_over_many_runs(void **state)
+{
+	struct world *w = *state;
+	uint64_t src = make(w, ROOT_INO, "src"), dst = make(w, ROOT_INO, "dst");
+	size_t full = 8 * 64 * BLOCK, len = 10000 * BLOCK;
+	char *buf = malloc(full), *back = malloc(full);
+	size_t done = 0;
+
+	for (size_t i = 0; i < full; i++)
+		buf[i] = (char)pick(256);
+	assert_int_equal(fs_write(w->fs, src, buf, full, 0, 0), full);
+	put(w, src, "end", (off_t)len);
+	for (unsigned i = 0; i < 3000; i++)
+		put(w, dst, "old", (off_t)i * 2 * BLOCK);
+	while (done < len + 3) {
+		ssize_t n = fs_copy_file_range(w->fs, src, (off_t)done, dst,
+					       (off_t)done, len + 3 - done);
+
+		OK(n);
+		assert_true(n > 0);
+		done += (size_t)n;
+	}
+	assert_int_equal(get(w, dst, back, full, 0), full);
+	assert_memory_equal(back, buf, full);
+	assert_int_equal(get(w, dst, back, full, (off_t)full), full);
+	for (size_t i = 0; i < full; i++)
+		assert_int_equal(back[i], 0);
+	free(buf);
+	free(back);
+}
+
+/* Each block of it a run of its own, and shared. */
+static void a_write_goes_over_many_shared_runs(void **state)
+{
+	struct world *w = *state;
+	uint64_t src = make(w, ROOT_INO, "src"), dst = make(w, ROOT_INO, "dst");
+	size_t len = 1000 * BLOCK;
+	char *buf = malloc(len), *back = malloc(len);
+
+	memset(buf, 'x', len);
+	for (size_t at = len; at; at -= BLOCK)
+		assert_int_equal(fs_write(w->fs, src, buf, BLOCK,
+					  (off_t)(at - BLOCK), 0), BLOCK);
+	assert_int_equal(fs_copy_file_range(w->fs, src, 0, dst, 0, len), len);
+	memset(buf, 'y', len);
+	assert_int_equal(fs_write(w->fs, src, buf, len, 0, 0), len);
+	assert_int_equal(get(w, src, back, len, 0), len);
+	assert_memory_equal(back, buf, len);
+	memset(buf, 'x', len);
+	assert_int_equal(get(w, dst, back, len, 0), len);
+	assert_memory_equal(back, buf, len);
+	free(buf);
+	free(back);
+}
+
+/* One run that goes meets many references; many runs go at once. */
+static void a_file_goes_whose_blocks_are_shared_one_by_one(void **state)
+{
+	struct world *w = *state;
+	uint64_t src = make(w, ROOT_INO, "src"), dst = make(w, ROOT_INO, "dst");
+	size_t blks = 100 * 64;
+	char *buf = calloc(blks, BLOCK);
+	struct statvfs before, after;
+
+	OK(fs_statfs(w->fs, &before));
+	for (size_t i = 0; i < blks * BLOCK; i += 64)
+		buf[i] = (char)pick(256);
+	assert_int_equal(fs_write(w->fs, src, buf, blks * BLOCK, 0, 0), blks * BLOCK);
+	for (size_t i = 0; i < blks; i += 2)
+		assert_int_equal(fs_copy_file_range(w->fs, src, (off_t)(i * BLOCK),
+						    dst, (off_t)(i * BLOCK), BLOCK),
+				 BLOCK);
+	OK(fs_unlink(w->fs, ROOT_INO, "src"));
+	fs_forget(w->fs, src, 1);
+	OK(volume_sync(w->v));
+	OK(volume_checkpoint(w->v));
+	OK(fs_statfs(w->fs, &after));
+	assert_true(before.f_bfree - after.f_bfree < blks / 2 + 100);
+	free(buf);
+}
+
 static void step_seek(struct world *w, struct model *m)
 {
 	off_t at = 0, hole;
@@ -1556,6 +1638,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(a_name_is_made_found_and_removed),
 		TEST(names_have_up_to_255_bytes),
+		TEST(a_copy_goes_over_many_runs),
+		TEST(a_file_goes_whose_blocks_are_shared_one_by_one),
+		TEST(a_write_goes_over_many_shared_runs),
 		TEST(an_unlinked_file_lives_until_it_is_forgotten),
 		TEST(an_unlinked_file_is_gone_after_a_mount),
 		TEST(a_file_without_a_name_can_get_one),

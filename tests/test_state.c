@@ -788,15 +788,18 @@ static void a_save_that_fails_leaves_the_old_or_the_new(void **state)
 static void a_file_that_cannot_be_read_is_not_taken_for_none(void **state)
 {
 	static const int errors[] = {EIO, EINTR, 0 /* memory */};
-	uint64_t units = 4 * ALLOC_CHUNK, want;
+	uint64_t units = 4 * ALLOC_CHUNK, want = 0;
 	struct alloc *a;
 
 	(void)state;
 	disk_clear();
-	a = space(units);
-	scatter(a, units, 500);
-	want = picture(a);
-	assert_int_equal(alloc_close(a), 0);
+	/* There is one before it, which must not be taken for it. */
+	for (unsigned i = 0; i < 2; i++) {
+		a = space(units);
+		scatter(a, units, 500);
+		want = picture(a);
+		assert_int_equal(alloc_close(a), 0);
+	}
 	for (unsigned e = 0; e < 3; e++) {
 		bool failed = true;
 
@@ -810,6 +813,7 @@ static void a_file_that_cannot_be_read_is_not_taken_for_none(void **state)
 			assert_true(failed || !err);
 			if (!err) {
 				assert_int_equal(picture(a), want);
+				assert_string_equal(alloc_notice(a), "");
 				assert_int_equal(alloc_close(a), 0);
 				continue;
 			}
@@ -916,6 +920,38 @@ static void a_save_is_one_point_in_time(void **state)
 	disk_copy(&keep, &(struct sim_disk){ 0 });
 }
 
+/* What a chunk was is written or dropped; it never waits for the next save. */
+static void an_image_is_used_up_without_memory(void **state)
+{
+	uint64_t units = 2 * ALLOC_CHUNK, index, count;
+	struct writer w = { .buf = malloc(BUFFER_BYTES) };
+	struct alloc *a;
+	struct op op;
+	bool free_ones;
+
+	(void)state;
+	disk_clear();
+	a = space(units);
+	assert_int_equal(alloc_exact(a, ALLOC_CHUNK + 5, 10), 0);
+	assert_int_equal(op_enter_world(a, &op), 0);
+	chunks_save_begin(&a->chunks);
+	op_leave(&op);
+	assert_int_equal(alloc_free(a, ALLOC_CHUNK + 5, 10), 0);
+	assert_non_null(chunks_peek(&a->chunks, 1)->image);
+	fault_memory(0, true);
+	while (pool_get(&a->by_size.pool))
+		;
+	while (chunks_save_next(&a->chunks, &index, &count, &free_ones))
+		write_chunk(a, &w, index);
+	fault_memory(UINT64_MAX, false);
+	assert_null(chunks_peek(&a->chunks, 1)->image);
+	assert_int_equal(alloc_close(a), 0);
+	a = space(units);
+	assert_int_equal(alloc_free_units(a), units);
+	assert_int_equal(alloc_close(a), 0);
+	free(w.buf);
+}
+
 static void calls_and_time_bring_a_save(void **state)
 {
 	struct alloc_config cfg = config(1000);
@@ -1019,6 +1055,7 @@ int main(void)
 		cmocka_unit_test(a_file_that_cannot_be_read_is_not_taken_for_none),
 		cmocka_unit_test(a_path_too_long_is_refused),
 		cmocka_unit_test(a_save_is_one_point_in_time),
+		cmocka_unit_test(an_image_is_used_up_without_memory),
 		cmocka_unit_test(calls_and_time_bring_a_save),
 		cmocka_unit_test(the_example_compiles_as_printed),
 	};
