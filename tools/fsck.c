@@ -505,9 +505,11 @@ static int repair(struct fsck *f)
 			i++;
 			continue;
 		}
-		/* what is severely damaged is not written to without -y */
-		if (mode == PROBLEM_PREEN && problem_hopeless())
+		if (mode == PROBLEM_PREEN && problem_severe()) {
+			cli_warn("something may be lost: no repair of '%s' is safe "
+				 "before -y has seen to that", f->path);
 			repairs_fini(&f->repairs);
+		}
 		if (f->repairs.count || f->saved_count) {
 			ret = repair_all(f);
 			if (ret < 0) {

@@ -474,11 +474,10 @@ uint64_t problem_count(enum problem_id id)
 	return state.found[id];
 }
 
-bool problem_hopeless(void)
+bool problem_severe(void)
 {
 	for (unsigned i = 0; i < PROBLEMS; i++)
-		if (state.found[i] && rows[i].severity == SEVERE &&
-		    rows[i].repair == NONE)
+		if (state.found[i] && rows[i].severity == SEVERE)
 			return true;
 	return false;
 }
