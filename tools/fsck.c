@@ -470,12 +470,13 @@ static void summary(const struct fsck *f, bool skipped)
 								 "no errors";
 
 	cli_progress_end();
-	printf("%s: %s, %" PRIu64 " inodes, %" PRIu64 " of %" PRIu64
+	printf("%s: %s, %" PRIu64 " %s, %" PRIu64 " of %" PRIu64
 	       " blocks in use\n",
-	       f->path, word, inodes, f->blocks - free_blks, f->blocks);
+	       f->path, word, inodes, inodes == 1 ? "inode" : "inodes",
+	       f->blocks - free_blks, f->blocks);
 	if (f->data)
-		printf("%s: %" PRIu64 " blocks of data verified\n", f->path,
-		       f->data_blks);
+		printf("%s: %" PRIu64 " %s of data verified\n", f->path,
+		       f->data_blks, f->data_blks == 1 ? "block" : "blocks");
 }
 
 static int operation_failed(const struct fsck *f, int ret)
@@ -514,9 +515,11 @@ static int repair(struct fsck *f)
 			i++;
 			continue;
 		}
-		/* what is severely damaged is not written to without -y */
-		if (mode == PROBLEM_PREEN && problem_hopeless())
+		if (mode == PROBLEM_PREEN && problem_severe()) {
+			cli_warn("something may be lost: no repair of '%s' is safe "
+				 "before -y has seen to that", f->path);
 			repairs_fini(&f->repairs);
+		}
 		if (f->repairs.count || f->saved_count) {
 			ret = repair_all(f);
 			if (ret < 0) {

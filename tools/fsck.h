@@ -116,7 +116,10 @@ struct runs {
 int runs_add(struct runs *r, uint64_t start, uint64_t len);
 /* By start. */
 void runs_sort(struct runs *r);
-/* Sorted, without overlaps: does one meet [start, start + len)? */
+/* Sorted, without overlaps: the place of the first that ends behind `start`, or
+ * how many there are. */
+size_t runs_first(const struct runs *r, uint64_t start);
+/* Of the same: does one meet [start, start + len)? */
 bool runs_meet(const struct runs *r, uint64_t start, uint64_t len);
 
 /* Items of the journal, one behind the other, as volume_repair takes them. */

@@ -290,17 +290,16 @@ static int owner(struct look *l, uint64_t ino, uint64_t start, uint64_t len,
 			   .a = FIELD_SHARED};
 	int ret = 0;
 
-	if (f->lost[TABLE_REFS] || !len || !runs_meet(t, start, len))
+	if (f->lost[TABLE_REFS])
 		return 0;
-	for (size_t i = 0; !ret && i < t->count; i++) {
+	for (size_t i = runs_first(t, start);
+	     !ret && i < t->count && t->v[i].start < start + len; i++) {
 		uint64_t a = t->v[i].start > start ? t->v[i].start : start;
 		uint64_t b = t->v[i].start + t->v[i].len;
 		bool yes;
 
 		if (b > start + len)
 			b = start + len;
-		if (a >= b)
-			continue;
 		yes = PROBLEM(P_OWNED_TWICE, .blk = a, .len = b - a, .what = who);
 		if (!ino)
 			f->keep_blocks = true;

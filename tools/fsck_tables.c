@@ -241,11 +241,10 @@ void runs_sort(struct runs *r)
 	r->count = kept + 1;
 }
 
-bool runs_meet(const struct runs *r, uint64_t start, uint64_t len)
+size_t runs_first(const struct runs *r, uint64_t start)
 {
 	size_t lo = 0, hi = r->count;
 
-	/* the first that ends after start */
 	while (lo < hi) {
 		size_t mid = lo + (hi - lo) / 2;
 
@@ -254,7 +253,14 @@ bool runs_meet(const struct runs *r, uint64_t start, uint64_t len)
 		else
 			hi = mid;
 	}
-	return lo < r->count && r->v[lo].start < start + len;
+	return lo;
+}
+
+bool runs_meet(const struct runs *r, uint64_t start, uint64_t len)
+{
+	size_t i = runs_first(r, start);
+
+	return i < r->count && r->v[i].start < start + len;
 }
 
 /* ---- items ------------------------------------------------------------------------ */

@@ -30,7 +30,7 @@ struct row {
 	const char *code;
 	enum severity severity;
 	enum repair repair;
-	const char *sentence;
+	const char *sentence;	/* %x: of a finding; {one|many}: see put_choice() */
 	const char *remedy;	/* "Restored": said when it will be repaired */
 };
 
@@ -52,10 +52,10 @@ static const struct row rows[PROBLEMS] = {
 		"backup superblock %x disagrees with the superblock: %w",
 		"written anew"},
 	[P_SUPER_FREE] = {"S07", ERROR, SAFE,
-		"the superblock counts %x free blocks, the bitmaps %y",
+		"the superblock counts %x free {block|blocks}, the bitmaps %y",
 		"count corrected"},
 	[P_SUPER_INODES] = {"S08", ERROR, SAFE,
-		"the superblock counts %x inodes, there are %y",
+		"the superblock counts %x {inode|inodes} instead of %y",
 		"count corrected"},
 	[P_SUPER_NEXT_INO] = {"S09", ERROR, SAFE,
 		"the next inode number is %x, but inode %i exists",
@@ -73,7 +73,7 @@ static const struct row rows[PROBLEMS] = {
 		"no tree of files is left in the image", NULL},
 
 	[P_JOURNAL_REPLAY] = {"J01", NOTE, SAFE,
-		"the journal holds %x groups to be replayed", "replayed"},
+		"the journal holds %x {group|groups} to be replayed", "replayed"},
 	[P_JOURNAL_GROUP] = {"J02", SEVERE, FULL,
 		"journal group %x is damaged: %w",
 		"cut off, with all that happened later"},
@@ -81,7 +81,7 @@ static const struct row rows[PROBLEMS] = {
 		"journal group %x holds an item that makes no sense: %w",
 		"cut off, with all that happened later"},
 	[P_JOURNAL_CLEAN] = {"J04", ERROR, SAFE,
-		"the volume is marked clean, but its journal holds %x groups",
+		"the volume is marked clean, but its journal holds %x {group|groups}",
 		"replayed"},
 
 	[P_NODE_BAD] = {"T01", SEVERE, FULL,
@@ -97,9 +97,9 @@ static const struct row rows[PROBLEMS] = {
 		"an item of the tree of %s has a value that makes no sense (near %i): %w",
 		"removed"},
 	[P_ROOT_NODES] = {"T06", ERROR, SAFE,
-		"the tree of %s counts %x nodes, there are %y", "count corrected"},
+		"the tree of %s counts %x {node|nodes} instead of %y", "count corrected"},
 	[P_ROOT_ITEMS] = {"T07", ERROR, SAFE,
-		"the tree of %s counts %x items, there are %y", "count corrected"},
+		"the tree of %s counts %x {item|items} instead of %y", "count corrected"},
 
 	[P_VOLUME] = {"T08", SEVERE, NONE,
 		"the volume does not open: %w", NULL},
@@ -113,12 +113,12 @@ static const struct row rows[PROBLEMS] = {
 	[P_INODE_FIELD] = {"I03", ERROR, FULL,
 		"inode %i: %w is %x", "set to %y"},
 	[P_INODE_TIME] = {"I04", ERROR, FULL,
-		"inode %i: %w has %x nanoseconds", "set to 0"},
+		"inode %i: %w has %x {nanosecond|nanoseconds}", "set to 0"},
 	[P_INODE_MISSING] = {"I05", SEVERE, FULL,
 		"there is no inode %i, but items of it (%w)",
 		"made anew, or removed where that makes no sense"},
 	[P_INODE_BLKS] = {"I06", ERROR, FULL,
-		"inode %i counts %x blocks, its map holds %y", "count corrected"},
+		"inode %i counts %x {block|blocks}, its map holds %y", "count corrected"},
 	[P_INODE_FOREIGN] = {"I07", ERROR, FULL,
 		"inode %i has items that its kind of file has not: %w",
 		"made what they say, or removed where it has its own"},
@@ -137,7 +137,7 @@ static const struct row rows[PROBLEMS] = {
 		"directory %d: entry '%s' and index %x disagree: %w",
 		"set by the entry"},
 	[P_DIR_SIZE] = {"D05", ERROR, FULL,
-		"directory %i counts %x entries, there are %y", "count corrected"},
+		"directory %i counts %x {entry|entries} instead of %y", "count corrected"},
 	[P_DIR_NEXT_INDEX] = {"D06", ERROR, FULL,
 		"directory %i: its next index is %x, but %y is in use",
 		"raised"},
@@ -157,7 +157,7 @@ static const struct row rows[PROBLEMS] = {
 		"directory %i has a second entry, '%s' in %d",
 		"second entry removed"},
 	[P_DIR_NLINK] = {"D12", ERROR, FULL,
-		"directory %i has %x links, it should be %y", "corrected"},
+		"directory %i has %x {link|links} instead of %y", "corrected"},
 	[P_DIR_LOST] = {"D13", SEVERE, FULL,
 		"directory %i has no entry", "put into lost+found"},
 	[P_DIR_CYCLE] = {"D14", SEVERE, FULL,
@@ -171,7 +171,7 @@ static const struct row rows[PROBLEMS] = {
 		"inode %i, file block %x: the run overlaps the one before",
 		"removed; what it alone held is marked as lost"},
 	[P_MAP_PLACE] = {"M03", SEVERE, FULL,
-		"inode %i, file block %x: %e are not within the volume's blocks",
+		"inode %i, file block %x: %e {is|are} not within the volume's blocks",
 		"marked as lost: reading it fails"},
 	[P_MAP_BEYOND] = {"M04", ERROR, FULL,
 		"inode %i: file block %x is written, but beyond the end of the file",
@@ -180,7 +180,7 @@ static const struct row rows[PROBLEMS] = {
 		"inode %i, file block %x: the run is from generation %y, which is still to come",
 		"set to the newest there is"},
 	[P_MAP_LOST] = {"M08", SEVERE, FULL,
-		"inode %i: blocks are missing, and where file blocks %x to %y were mapped is lost",
+		"inode %i: blocks are missing, and its map from file block %x to %y is lost",
 		"marked as lost: reading them fails"},
 	[P_DATA_BAD] = {"M06", SEVERE, NONE,
 		"inode %i, file block %x (block %b): the data are not what was written",
@@ -191,17 +191,17 @@ static const struct row rows[PROBLEMS] = {
 	[P_XATTR_PIECES] = {"X01", SEVERE, FULL,
 		"inode %i: xattr '%s' is not whole: %w", "removed"},
 	[P_XATTR_COUNT] = {"X02", ERROR, FULL,
-		"inode %i counts %x xattrs, there are %y", "count corrected"},
+		"inode %i counts %x {xattr|xattrs} instead of %y", "count corrected"},
 	[P_SYMLINK] = {"X03", SEVERE, FULL,
-		"inode %i: the symbolic link is not whole: %x bytes of %y",
+		"inode %i: the symbolic link is not whole: %x {byte|bytes} of %y",
 		"removed, with its entries"},
 
 	[P_NLINK] = {"L01", ERROR, FULL,
-		"inode %i has %x links, there are %y entries for it", "corrected"},
+		"inode %i has %x {link|links} and %y {entry|entries}", "corrected"},
 	[P_LOST] = {"L02", ERROR, FULL,
-		"inode %i has %x links, but no entry", "put into lost+found"},
+		"inode %i has %x {link|links}, but no entry", "put into lost+found"},
 	[P_ORPHAN_LINKED] = {"L03", ERROR, FULL,
-		"inode %i is listed as orphan, but has %x links", "list corrected"},
+		"inode %i is listed as orphan, but has %x {link|links}", "list corrected"},
 	[P_ORPHAN_MISSING] = {"L04", ERROR, FULL,
 		"inode %i has no links and is not listed as orphan", "freed"},
 	[P_ORPHAN_NO_INODE] = {"L05", ERROR, FULL,
@@ -215,17 +215,17 @@ static const struct row rows[PROBLEMS] = {
 	[P_REF_FORM] = {"R01", ERROR, FULL,
 		"the reference count of %e makes no sense: %w", "removed"},
 	[P_REF_COUNT] = {"R02", ERROR, FULL,
-		"%e are counted as shared %x times, they are %y times",
+		"%e {is|are} counted as shared %x {time|times} instead of %y",
 		"count corrected"},
 	[P_REF_FLAG] = {"R03", ERROR, FULL,
 		"inode %i shares blocks, but is not marked so", "marked"},
 
 	[P_OWNED_TWICE] = {"A01", SEVERE, FULL,
-		"%e have more than one owner: %w", "shared by its owners"},
+		"%e {has|have} more than one owner: %w", "shared by its owners"},
 	[P_USED_UNOWNED] = {"A02", ERROR, FULL,
-		"%e are in use, but nobody owns them", "freed"},
+		"%e {is|are} in use, but without an owner", "freed"},
 	[P_OWNED_FREE] = {"A03", SEVERE, FULL,
-		"%e are free in the bitmap, but owned", "marked in use"},
+		"%e {is|are} free in the bitmap, but owned", "marked in use"},
 	[P_SPACE_PLACE] = {"A04", SEVERE, FULL,
 		"bitmap %x stands at block %b, which cannot be",
 		"all bitmaps written anew"},
@@ -236,14 +236,14 @@ static const struct row rows[PROBLEMS] = {
 		"bitmap %x, at block %b, is damaged: its checksum does not match",
 		"all bitmaps written anew"},
 	[P_SPACE_FREE] = {"A07", ERROR, FULL,
-		"bitmap %b is said to have %x free blocks, it has %y",
+		"bitmap %b is said to have %x free {block|blocks}, it has %y",
 		"all bitmaps written anew"},
 	[P_ALLOC_OPEN] = {"A08", ERROR, NONE,
 		"the allocator does not take the bitmaps: %w", NULL},
 	[P_ALLOC_CHECK] = {"A09", ERROR, NONE,
 		"the allocator finds its bitmap and trees at odds: %w", NULL},
 	[P_ALLOC_RUNS] = {"A10", ERROR, NONE,
-		"the allocator finds %x free blocks, the bitmaps hold %y", NULL},
+		"the allocator finds %x free {block|blocks}, the bitmaps hold %y", NULL},
 };
 
 #define SHOWN 50u	/* sentences of one kind, without -v */
@@ -292,9 +292,25 @@ static void put_extent(FILE *to, const struct finding *f)
 			f->blk + f->len - 1);
 }
 
+/* At "{one|many}": print one of them, and return where it ends. */
+static const char *put_choice(FILE *to, const char *s, bool one)
+{
+	const char *from = one ? s + 1 : strchr(s, '|') + 1;
+
+	fwrite(from, 1, strcspn(from, "|}"), to);
+	return strchr(s, '}');
+}
+
+/* A choice goes by the number, or the blocks, last spoken of. */
 static void put_sentence(FILE *to, const char *s, const struct finding *f)
 {
+	uint64_t n = 0;
+
 	for (; *s; s++) {
+		if (*s == '{') {
+			s = put_choice(to, s, n == 1);
+			continue;
+		}
 		if (*s != '%') {
 			fputc(*s, to);
 			continue;
@@ -310,13 +326,14 @@ static void put_sentence(FILE *to, const char *s, const struct finding *f)
 			fprintf(to, "%" PRIu64, f->blk);
 			break;
 		case 'x':
-			fprintf(to, "%" PRIu64, f->is);
+			fprintf(to, "%" PRIu64, n = f->is);
 			break;
 		case 'y':
-			fprintf(to, "%" PRIu64, f->want);
+			fprintf(to, "%" PRIu64, n = f->want);
 			break;
 		case 'e':
 			put_extent(to, f);
+			n = f->len ? f->len : 1;
 			break;
 		case 's':
 			put_name(to, f);
@@ -474,11 +491,10 @@ uint64_t problem_count(enum problem_id id)
 	return state.found[id];
 }
 
-bool problem_hopeless(void)
+bool problem_severe(void)
 {
 	for (unsigned i = 0; i < PROBLEMS; i++)
-		if (state.found[i] && rows[i].severity == SEVERE &&
-		    rows[i].repair == NONE)
+		if (state.found[i] && rows[i].severity == SEVERE)
 			return true;
 	return false;
 }

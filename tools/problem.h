@@ -155,7 +155,9 @@ uint64_t problem_repaired(void);
 bool problem_progress(void);
 /* Found in this round: this one? */
 uint64_t problem_count(enum problem_id id);
-/* Was anything found that no repair can bring back? */
-bool problem_hopeless(void);
+/* Was anything found by which something may be lost? Then no repair is always safe:
+ * what is written may be written over blocks with an owner that count as free, or
+ * over the older state that has what is lost. */
+bool problem_severe(void);
 
 #endif

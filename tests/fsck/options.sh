@@ -83,6 +83,17 @@ silent 'fsck.spaceweave: .*node at block'
 fsck 4 -fnd image
 says 'fsck.spaceweave: .*node at block .*: checksum does not match'
 cp --sparse=always good image
+"$damage" image inode /file nlink 2
+"$damage" image inode-put 100000
+"$damage" image release /sparse 0
+fsck 4 -fn image
+says 'inode [0-9]* has 2 links and 1 entry$'
+says 'inode 100000 has 1 link, but no entry$'
+says 'block [0-9]* is free in the bitmap, but owned$'
+"$damage" image claim-free 20
+fsck 4 -fn image
+says 'blocks [0-9]* to [0-9]* are in use, but without an owner$'
+cp --sparse=always good image
 "$damage" image many 60
 for i in $(seq 60); do
 	"$damage" image dirent-put / "none$i" $((70000 + i)) 8
