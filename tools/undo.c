@@ -166,12 +166,16 @@ static int undo(struct undo *u, bool force, bool look)
 static int run(const char *file, const char *image, bool force, bool look)
 {
 	struct undo u = {.path = file};
+	char text[CLI_IN_USE];
 	struct stat st;
 	int ret = image_open(image, look ? IMAGE_READ : IMAGE_WRITE, &u.im);
 
+	if (ret == -EBUSY) {
+		cli_warn("%s", cli_in_use(image, image, text, sizeof(text)));
+		return 1;
+	}
 	if (ret) {
-		cli_warn("cannot open '%s': %s", image,
-			 ret == -EBUSY ? "it is in use" : strerror(-ret));
+		cli_warn("cannot open '%s': %s", image, strerror(-ret));
 		return 1;
 	}
 	u.rec = malloc(UNDO_UNIT + UNDO_RECORD_MAX);

@@ -90,7 +90,7 @@ says "is not an undo file"
 "$damage" base busy stop -1 &
 while [ ! -e stop.held ]; do sleep 0.02; done
 undo saved base && fail "undone under a volume that is open"
-says 'it is in use'
+says 'is in use by damage on .*, process [0-9]*'
 touch stop
 wait
 
