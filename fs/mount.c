@@ -439,13 +439,11 @@ static void holder(const struct options *o, struct disk_mmp *mmp)
 	image_close(im);
 }
 
-static int image_busy(const struct options *o, const struct disk_mmp *mmp)
+static int image_busy(const struct options *o)
 {
-	if (get32(mmp->state) == MMP_FREE)
-		cli_warn("'%s' is in use by another program", o->fsname);
-	else
-		cli_warn("'%s' is in use by %.31s on %.63s, process %u",
-			 o->fsname, mmp->program, mmp->host, get32(mmp->pid));
+	char text[CLI_IN_USE];
+
+	cli_warn("%s", cli_in_use(o->image, o->fsname, text, sizeof(text)));
 	return -EBUSY;
 }
 
@@ -484,7 +482,7 @@ static int image_wait(const struct options *o, struct image **out)
 		holder(o, &mmp);
 		if (ms >= (get32(mmp.state) == MMP_CLOSING ? CLOSING_WAIT_MS
 							   : HELD_WAIT_MS))
-			return image_busy(o, &mmp);
+			return image_busy(o);
 		nanosleep(&step, NULL);
 	}
 	if (err)

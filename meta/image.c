@@ -23,6 +23,7 @@ struct file_image {
 	int fd;
 	int lone;		/* the same, without the kernel's guess what follows */
 	int direct;		/* past the page cache; -1: not opened yet */
+	int below;		/* has the lock on what a loop device stands on; -1 */
 };
 
 static int fd_of(const struct image *im)
@@ -237,6 +238,8 @@ static void file_close(struct image *im)
 		close(f->direct);
 	if (f->lone != f->fd)
 		close(f->lone);
+	if (f->below >= 0)
+		close(f->below);
 	close(f->fd);
 	free(im->name);
 	free(im);
@@ -268,47 +271,71 @@ static int fd_lock(int fd, enum image_mode mode)
 	struct flock fl = {.l_type = mode == IMAGE_READ ? F_RDLCK : F_WRLCK,
 			   .l_whence = SEEK_SET};
 
-	if (mode == IMAGE_PEEK || fcntl(fd, F_OFD_SETLK, &fl) == 0)
+	if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
 		return 0;
 	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
 }
 
+/* All locks that keep others out, under whatever name they open these bytes. */
+static int image_lock(struct file_image *f, enum image_mode mode)
+{
+	int r;
+
+	if (mode == IMAGE_PEEK)
+		return 0;
+	r = fd_lock(f->fd, mode);
+	if (!r)
+		r = loop_lock(f->fd, f->im.bytes, mode == IMAGE_WRITE, &f->below);
+	if (!r && mode == IMAGE_WRITE && loop_over(f->fd))
+		r = -EBUSY;
+	return r;
+}
+
+static int fd_bytes(int fd, const struct stat *st, uint64_t *bytes)
+{
+	*bytes = (uint64_t)st->st_size;
+	if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode))
+		return -EINVAL;
+	if (S_ISBLK(st->st_mode) && ioctl(fd, BLKGETSIZE64, bytes))
+		return -errno;
+	return 0;
+}
+
+/* Takes `fd`, on failure too. */
 static int image_wrap(int fd, const char *path, enum image_mode mode,
 		      struct image **out)
 {
-	struct file_image *f;
+	struct file_image *f = calloc(1, sizeof(*f));
 	struct stat st;
-	uint64_t bytes;
 	int r;
 
-	if (fstat(fd, &st))
-		return -errno;
-	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-		return -EINVAL;
-	bytes = (uint64_t)st.st_size;
-	if (S_ISBLK(st.st_mode) && ioctl(fd, BLKGETSIZE64, &bytes))
-		return -errno;
-	r = fd_lock(fd, mode);
-	if (r)
-		return r;
-	f = calloc(1, sizeof(*f));
-	if (!f)
+	if (!f) {
+		close(fd);
 		return -ENOMEM;
+	}
 	f->im.ops = &file_ops;
-	f->im.bytes = bytes;
+	f->fd = f->lone = fd;
+	f->direct = f->below = -1;
+	r = fstat(fd, &st) ? -errno : fd_bytes(fd, &st, &f->im.bytes);
+	if (!r)
+		r = image_lock(f, mode);
+	if (!r) {
+		f->im.name = strdup(path);
+		r = f->im.name ? 0 : -ENOMEM;
+	}
+	if (r) {
+		image_close(&f->im);
+		return r;
+	}
 	f->im.readonly = mode != IMAGE_WRITE;
 	f->im.blockdev = S_ISBLK(st.st_mode);
-	f->im.name = strdup(path);
-	f->fd = fd;
-	f->direct = -1;
-	f->lone = mode == IMAGE_PEEK ? -1 : fd_again(fd, O_RDONLY);
-	if (f->lone < 0)
-		f->lone = fd;
-	else
-		posix_fadvise(f->lone, 0, 0, POSIX_FADV_RANDOM);
-	if (!f->im.name) {
-		free(f);
-		return -ENOMEM;
+	if (mode != IMAGE_PEEK) {
+		int lone = fd_again(fd, O_RDONLY);
+
+		if (lone >= 0) {
+			posix_fadvise(lone, 0, 0, POSIX_FADV_RANDOM);
+			f->lone = lone;
+		}
 	}
 	*out = &f->im;
 	return 0;
@@ -327,10 +354,8 @@ static int image_open_flags(const char *path, int flags, enum image_mode mode,
 	if (fd < 0)
 		return -errno;
 	r = image_wrap(fd, path, mode, out);
-	if (r) {
-		close(fd);
+	if (r)
 		return r;
-	}
 	r = mode == IMAGE_PEEK ? 0 : mmp_watch(*out);
 	if (r) {
 		image_close(*out);

@@ -149,13 +149,22 @@ enum image_mode {
 
 /*
  * Open a file or a block device and take its lock (an OFD lock on the whole
- * file; on a block device O_EXCL as well). -EBUSY when the lock is held by
- * somebody else, or when a heart beats in the image (mmp.c: that is watched), -EINVAL when it is neither a regular file nor a block device.
+ * file; on a block device O_EXCL as well, and a lock on what a loop device
+ * stands on). -EBUSY when the lock is held by somebody else, when a file that is
+ * to be written has a loop device on it, or when a heart beats in the image
+ * (mmp.c: that is watched); -EINVAL when it is neither a regular file nor a
+ * block device.
  */
 int image_open(const char *path, enum image_mode mode, struct image **out);
 
 /* Create or open for mkfs: as IMAGE_WRITE; a file that is not there is made. */
 int image_create(const char *path, struct image **out);
+
+/*
+ * By what other name the same bytes can be written: of a file, the loop device
+ * that stands on it; of a loop device, the file below. False: by none.
+ */
+bool image_other(const char *path, char *buf, size_t len);
 
 /* The descriptor of a file image, or -1. */
 int image_fd(const struct image *im);

@@ -598,6 +598,17 @@ void mmp_stop(struct volume *v);
 /* Before something is written that would harm another holder. */
 int mmp_still_ours(struct volume *v);
 
+/* ---- loop.c: images that are loop devices as well ------------------------------ */
+
+/*
+ * If `loop` is a loop device, lock the bytes of the file below it that its
+ * `bytes` stand for. *out: a descriptor that holds the lock; -1 when there is
+ * nothing to lock, or no way to. -EBUSY when they are locked.
+ */
+int loop_lock(int loop, uint64_t bytes, bool write, int *out);
+/* Does a loop device stand on the file that is open as `fd`? */
+bool loop_over(int fd);
+
 int icache_init(struct volume *v);
 void icache_fini(struct volume *v);
 /* Let the next inode's number be higher than all in the tree, whatever the

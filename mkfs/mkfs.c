@@ -224,44 +224,10 @@ static bool holds_data(struct image *im)
 	return found;
 }
 
-/* Is the file the backing of a loop device? Its user has no lock of ours. */
-static bool is_loop(const struct stat *st, char *what, size_t len)
-{
-	for (unsigned i = 0; i < 256; i++) {
-		char path[64], file[4096];
-		struct stat other;
-		FILE *f;
-		char *ok;
-
-		snprintf(path, sizeof(path),
-			 "/sys/block/loop%u/loop/backing_file", i);
-		f = fopen(path, "r");
-		if (!f)
-			continue;
-		ok = fgets(file, sizeof(file), f);
-		fclose(f);
-		if (!ok)
-			continue;
-		file[strcspn(file, "\n")] = 0;
-		if (!stat(file, &other) && other.st_dev == st->st_dev &&
-		    other.st_ino == st->st_ino) {
-			snprintf(what, len, "/dev/loop%u", i);
-			return true;
-		}
-	}
-	return false;
-}
-
 static int refuse(const struct options *o, struct image *im)
 {
 	char what[160];
-	struct stat st;
 
-	if (image_fd(im) >= 0 && !fstat(image_fd(im), &st) &&
-	    S_ISREG(st.st_mode) && is_loop(&st, what, sizeof(what))) {
-		cli_warn("'%s' is in use as %s", o->image, what);
-		return -EBUSY;
-	}
 	if (o->force)
 		return 0;
 	if (is_volume(im, what, sizeof(what)) ||
@@ -282,7 +248,7 @@ static int refuse(const struct options *o, struct image *im)
 static int open_image(const struct options *o, bool *made, struct image **im)
 {
 	struct stat st;
-	char holder[160];
+	char text[CLI_IN_USE];
 	int ret;
 
 	*im = NULL;
@@ -305,9 +271,16 @@ static int open_image(const struct options *o, bool *made, struct image **im)
 		return 0;
 	ret = o->dry ? image_open(o->image, IMAGE_READ, im) :
 		       image_create(o->image, im);
+	/* What -n opens for reading would be refused for writing. */
+	if (!ret && o->dry && !(*im)->blockdev &&
+	    image_other(o->image, text, sizeof(text))) {
+		image_close(*im);
+		*im = NULL;
+		ret = -EBUSY;
+	}
 	if (ret == -EBUSY)
-		cli_warn("'%s' is in use by %s", o->image,
-			 cli_holder(o->image, holder, sizeof(holder)));
+		cli_warn("%s", cli_in_use(o->image, o->image, text,
+					  sizeof(text)));
 	else if (ret)
 		cli_warn("cannot open '%s': %s", o->image, strerror(-ret));
 	if (ret)

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -161,24 +162,48 @@ static void copy_text(char *out, size_t room, const char *text, size_t max)
 	out[n] = 0;
 }
 
-const char *cli_holder(const char *image, char *buf, size_t len)
+/* What the block says that names the holder. False: nothing. */
+static bool holder_text(struct image *im, char *buf, size_t len)
 {
 	struct disk_mmp mmp;
-	struct image *im;
 	char host[65], program[33];
 
-	snprintf(buf, len, "another process");
-	if (image_open(image, IMAGE_PEEK, &im))
-		return buf;
-	if (!mmp_load(im, &mmp) && get32(mmp.state) != MMP_FREE) {
-		copy_text(host, sizeof(host), mmp.host, sizeof(mmp.host));
-		copy_text(program, sizeof(program), mmp.program,
-			  sizeof(mmp.program));
-		snprintf(buf, len, "%s on %s, process %u",
-			 *program ? program : "a program",
-			 *host ? host : "this host", get32(mmp.pid));
+	if (mmp_load(im, &mmp) || get32(mmp.state) == MMP_FREE)
+		return false;
+	copy_text(host, sizeof(host), mmp.host, sizeof(mmp.host));
+	copy_text(program, sizeof(program), mmp.program, sizeof(mmp.program));
+	snprintf(buf, len, "%s on %s, process %u",
+		 *program ? program : "a program", *host ? host : "this host",
+		 get32(mmp.pid));
+	return true;
+}
+
+const char *cli_holder(const char *image, char *buf, size_t len)
+{
+	struct image *im;
+	bool known = false;
+
+	if (!image_open(image, IMAGE_PEEK, &im)) {
+		known = holder_text(im, buf, len);
+		image_close(im);
 	}
-	image_close(im);
+	if (!known)
+		snprintf(buf, len, "another process");
+	return buf;
+}
+
+const char *cli_in_use(const char *image, const char *given, char *buf, size_t len)
+{
+	char holder[160], name[PATH_MAX], other[PATH_MAX];
+
+	cli_holder(image, holder, sizeof(holder));
+	if (image_other(image, name, sizeof(name))) {
+		copy_text(other, sizeof(other), name, sizeof(name));
+		snprintf(buf, len, "'%s' (also '%s') is in use by %s", given,
+			 other, holder);
+	} else {
+		snprintf(buf, len, "'%s' is in use by %s", given, holder);
+	}
 	return buf;
 }
 

@@ -45,6 +45,12 @@ const char *cli_error(int err);
  * when the block names nobody.
  */
 const char *cli_holder(const char *image, char *buf, size_t len);
+/*
+ * "'disk.img' (also '/dev/loop0') is in use by mount.spaceweave on ...": why an
+ * image, called as the user calls it, is refused. Into buf, returned.
+ */
+#define CLI_IN_USE 9000
+const char *cli_in_use(const char *image, const char *given, char *buf, size_t len);
 
 /* A line that is redrawn on a terminal, and printed once on SIGUSR1. */
 void cli_progress(const char *what, uint64_t done, uint64_t of);

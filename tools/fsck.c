@@ -146,7 +146,7 @@ static void parse_options(int argc, char **argv, struct fsck *f)
 static void open_image(struct fsck *f)
 {
 	bool check = f->mode == PROBLEM_CHECK;
-	char holder[160];
+	char text[CLI_IN_USE];
 	int ret = image_open(f->path, check ? IMAGE_READ : IMAGE_WRITE, &f->im);
 
 	if (ret == -EBUSY && check) {
@@ -154,8 +154,8 @@ static void open_image(struct fsck *f)
 		ret = image_open(f->path, IMAGE_PEEK, &f->im);
 	}
 	if (ret == -EBUSY)
-		cli_die(EXIT_OPERATION, "'%s' is in use by %s; only -n can check it",
-			f->path, cli_holder(f->path, holder, sizeof(holder)));
+		cli_die(EXIT_OPERATION, "%s; only -n can check it",
+			cli_in_use(f->path, f->path, text, sizeof(text)));
 	if (ret == -EINVAL)
 		cli_die(EXIT_OPERATION,
 			"'%s' is neither a regular file nor a block device",
@@ -165,9 +165,8 @@ static void open_image(struct fsck *f)
 			strerror(-ret));
 	f->file = f->im;
 	if (f->live)
-		cli_warn("'%s' is in use by %s: what is found may be in motion",
-			 f->path,
-			 cli_holder(f->path, holder, sizeof(holder)));
+		cli_warn("%s: what is found may be in motion",
+			 cli_in_use(f->path, f->path, text, sizeof(text)));
 }
 
 static void settle(const struct fsck *f)

@@ -22,6 +22,7 @@ struct undo {
 	uint8_t *buf;		/* a record */
 	uint64_t *saved;	/* hash of units, + 1; 0 none */
 	size_t count, mask;
+	int failed;		/* something could not be saved */
 };
 
 static struct undo *undo_of(struct image *im) { return (struct undo *)im; }
@@ -81,11 +82,10 @@ static int record_write(struct undo *u, enum undo_kind kind, uint64_t off,
 	return 0;
 }
 
-/* Save what is not saved yet of these bytes; durable when it returns. */
+/* Save what is not saved yet of these bytes. */
 static int save(struct undo *u, uint64_t off, uint64_t len)
 {
 	uint64_t unit = off / UNDO_UNIT, end = (off + len + UNDO_UNIT - 1) / UNDO_UNIT;
-	uint64_t before = u->at;
 	int ret = 0;
 
 	while (!ret && unit < end) {
@@ -109,11 +109,58 @@ static int save(struct undo *u, uint64_t off, uint64_t len)
 		if (!ret)
 			ret = record_write(u, UNDO_SAVED, from, bytes, bytes);
 	}
-	if (!ret && u->at != before && fdatasync(u->fd))
+	return ret;
+}
+
+/* A superblock's slot as it is, with the bytes over it that are to be written. */
+static int super_record(struct undo *u, unsigned slot, const uint8_t *over,
+			uint64_t off, uint64_t len)
+{
+	uint64_t start = SUPER_SLOT_OFFSET(slot), end = start + SUPER_BYTES;
+	uint8_t *s = u->buf + UNDO_UNIT;
+
+	if (image_pread(u->under, s, SUPER_BYTES, start))
+		memset(s, 0, SUPER_BYTES);	/* as undo will take it */
+	for (uint64_t at = start; at < end; at++)
+		if (at >= off && at < off + len)
+			s[at - start] = over[at - off];
+	return record_write(u, UNDO_SUPER, start, SUPER_BYTES, SUPER_BYTES);
+}
+
+static int supers_record(struct undo *u, const uint8_t *over, uint64_t off,
+			 uint64_t len)
+{
+	int ret = 0;
+
+	for (unsigned i = 0; !ret && i < SUPER_SLOTS; i++)
+		if (off < SUPER_SLOT_OFFSET(i) + SUPER_BYTES &&
+		    SUPER_SLOT_OFFSET(i) < off + len)
+			ret = super_record(u, i, over, off, len);
+	return ret;
+}
+
+/*
+ * All that has to be in the file before these bytes are written; durable when it
+ * returns. After a failure there is no more writing: units count as saved that
+ * are not in the file.
+ */
+static int before_write(struct undo *u, const struct iovec *iov, int n, uint64_t off)
+{
+	uint64_t at = u->at;
+	int ret = u->failed;
+
+	for (int i = 0; !ret && i < n; i++) {
+		ret = save(u, off, iov[i].iov_len);
+		if (!ret)
+			ret = supers_record(u, iov[i].iov_base, off, iov[i].iov_len);
+		off += iov[i].iov_len;
+	}
+	if (!ret && u->at != at && fdatasync(u->fd))
 		ret = -errno;
-	if (ret)
+	if (ret && !u->failed)
 		cli_warn("cannot write the undo file: %s; nothing is changed",
 			 strerror(-ret));
+	u->failed = ret;
 	return ret;
 }
 
@@ -124,23 +171,19 @@ static int undo_pread(struct image *im, void *buf, size_t len, uint64_t off)
 	return image_pread(undo_of(im)->under, buf, len, off);
 }
 
-static int undo_pwrite(struct image *im, const void *buf, size_t len, uint64_t off)
-{
-	int ret = save(undo_of(im), off, len);
-
-	return ret ? ret : image_pwrite(undo_of(im)->under, buf, len, off);
-}
-
 static int undo_pwritev(struct image *im, const struct iovec *iov, int n,
 			uint64_t off)
 {
-	uint64_t len = 0;
-	int ret;
+	int ret = before_write(undo_of(im), iov, n, off);
 
-	for (int i = 0; i < n; i++)
-		len += iov[i].iov_len;
-	ret = save(undo_of(im), off, len);
 	return ret ? ret : image_pwritev(undo_of(im)->under, iov, n, off);
+}
+
+static int undo_pwrite(struct image *im, const void *buf, size_t len, uint64_t off)
+{
+	const struct iovec iov = {(void *)buf, len};
+
+	return undo_pwritev(im, &iov, 1, off);
 }
 
 static int undo_flush(struct image *im) { return image_flush(undo_of(im)->under); }
@@ -181,11 +224,12 @@ static int finish(struct undo *u)
 static void undo_close(struct image *im)
 {
 	struct undo *u = undo_of(im);
+	int ret = u->count ? finish(u) : 0;
 
 	if (!u->count)
 		unlink(u->im.name);
-	else if (finish(u))
-		cli_warn("'%s' has no end: %s", u->im.name, strerror(errno));
+	else if (ret)
+		cli_warn("'%s' has no end: %s", u->im.name, strerror(-ret));
 	close(u->fd);
 	free(u->saved);
 	free(u->buf);
@@ -219,11 +263,16 @@ static int sync_dir(const char *path)
 
 static int begin(struct undo *u)
 {
+	int ret;
+
 	if (!u->buf || !u->im.name)
 		return -ENOMEM;
 	if (getrandom(&u->salt, sizeof(u->salt), 0) != sizeof(u->salt))
 		return -EIO;
-	return record_write(u, UNDO_HEAD, 0, u->under->bytes, 0);
+	ret = record_write(u, UNDO_HEAD, 0, u->under->bytes, 0);
+	for (unsigned i = 0; !ret && i < SUPER_SLOTS; i++)
+		ret = super_record(u, i, NULL, 0, 0);
+	return ret;
 }
 
 int undo_image(struct image *under, const char *path, struct image **out)

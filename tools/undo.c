@@ -33,9 +33,18 @@ struct undo {
 	uint64_t bytes_before;		/* of the image */
 	struct disk_undo *rec;		/* and its bytes */
 	struct image *im;
-	bool ended, changed;
 	uint64_t saved;
+	/* Is it the image that fsck left, and nobody has used since? */
+	uint8_t slots[SUPER_SLOTS][SUPER_BYTES];	/* of the image, now */
+	uint8_t known[SUPER_SLOTS];	/* which sectors of them are fsck's */
+	bool told;			/* the file knows what is fsck's */
+	bool ended, as_left;
+	uint64_t bytes_after;		/* of the image; with `ended` */
 };
+
+/* A write that was cut off may have left some sectors old and some new. */
+#define SECTOR 512u
+#define ALL_KNOWN ((1u << SUPER_BYTES / SECTOR) - 1)
 
 /* The record at `at`: its length in the file, 0 when there is none. */
 static uint64_t record_read(struct undo *u, uint64_t at)
@@ -74,21 +83,53 @@ static bool head_read(struct undo *u)
 	return false;
 }
 
-/* Are the superblocks as fsck left them? */
+/* One that cannot be read counts as zeroes, for fsck too. */
+static void slots_load(struct undo *u)
+{
+	for (unsigned i = 0; i < SUPER_SLOTS; i++)
+		if (image_pread(u->im, u->slots[i], SUPER_BYTES,
+				SUPER_SLOT_OFFSET(i)))
+			memset(u->slots[i], 0, SUPER_BYTES);
+}
+
+/* Something that fsck has seen or written in a slot. */
+static int super_compare(struct undo *u)
+{
+	const uint8_t *then = (const uint8_t *)(u->rec + 1);
+	unsigned slot = get64(u->rec->offset) == SUPER_SLOT_OFFSET(1);
+
+	if (get64(u->rec->offset) != SUPER_SLOT_OFFSET(slot) ||
+	    get64(u->rec->bytes) != SUPER_BYTES)
+		return -EINVAL;
+	u->told = true;
+	for (unsigned i = 0; i < SUPER_BYTES / SECTOR; i++)
+		if (!memcmp(u->slots[slot] + i * SECTOR, then + i * SECTOR, SECTOR))
+			u->known[slot] |= (uint8_t)(1u << i);
+	return 0;
+}
+
+/* How fsck left the superblocks. */
 static int end_compare(struct undo *u)
 {
-	const uint8_t *as_left = (const uint8_t *)(u->rec + 1);
-	uint8_t now[SUPER_BYTES];
-	int ret = 0;
-
+	if (get64(u->rec->bytes) != sizeof(u->slots))
+		return -EINVAL;
 	u->ended = true;
-	u->changed = get64(u->rec->offset) != u->im->bytes;
-	for (unsigned i = 0; !ret && i < SUPER_SLOTS; i++) {
-		ret = image_pread(u->im, now, sizeof(now), SUPER_SLOT_OFFSET(i));
-		if (memcmp(now, as_left + (size_t)i * SUPER_BYTES, SUPER_BYTES))
-			u->changed = true;
-	}
-	return ret;
+	u->bytes_after = get64(u->rec->offset);
+	u->as_left = !memcmp(u->rec + 1, u->slots, sizeof(u->slots));
+	return 0;
+}
+
+static bool is_changed(const struct undo *u)
+{
+	if (u->ended && u->im->bytes != u->bytes_after &&
+	    u->im->bytes != u->bytes_before)
+		return true;
+	if (!u->told)
+		return u->ended && !u->as_left;
+	for (unsigned i = 0; i < SUPER_SLOTS; i++)
+		if (u->known[i] != ALL_KNOWN)
+			return true;
+	return false;
 }
 
 static int record_use(struct undo *u, bool write)
@@ -97,6 +138,8 @@ static int record_use(struct undo *u, bool write)
 
 	if (get32(u->rec->kind) == UNDO_END)
 		return write ? 0 : end_compare(u);
+	if (get32(u->rec->kind) == UNDO_SUPER)
+		return write ? 0 : super_compare(u);
 	if (get32(u->rec->kind) != UNDO_SAVED)
 		return -EINVAL;
 	if (write)
@@ -138,13 +181,15 @@ static int undo(struct undo *u, bool force, bool look)
 	char size[16];
 	int ret;
 
+	slots_load(u);
 	if (!head_read(u) || !each_record(u, false))
 		return 1;
 	if (!u->ended)
 		cli_warn("'%s' has no end: fsck was cut off", u->path);
-	if (u->changed && !force) {
-		cli_warn("'%s' was changed since; -f takes back what fsck did "
-			 "nevertheless", u->im->name);
+	if (is_changed(u) && !force) {
+		cli_warn("'%s' was changed since, or is not the image that '%s' is "
+			 "for; -f takes back what fsck did nevertheless",
+			 u->im->name, u->path);
 		return 1;
 	}
 	if (!look) {
@@ -166,12 +211,16 @@ static int undo(struct undo *u, bool force, bool look)
 static int run(const char *file, const char *image, bool force, bool look)
 {
 	struct undo u = {.path = file};
+	char text[CLI_IN_USE];
 	struct stat st;
 	int ret = image_open(image, look ? IMAGE_READ : IMAGE_WRITE, &u.im);
 
+	if (ret == -EBUSY) {
+		cli_warn("%s", cli_in_use(image, image, text, sizeof(text)));
+		return 1;
+	}
 	if (ret) {
-		cli_warn("cannot open '%s': %s", image,
-			 ret == -EBUSY ? "it is in use" : strerror(-ret));
+		cli_warn("cannot open '%s': %s", image, strerror(-ret));
 		return 1;
 	}
 	u.rec = malloc(UNDO_UNIT + UNDO_RECORD_MAX);

@@ -7,8 +7,13 @@
  * written over. A head of one unit, then records: a unit that says what they
  * are, and the units they saved. A record is durable before the image is
  * touched, each unit of the image is saved once, so the order of putting them
- * back does not matter. The last record has the superblocks as fsck left
- * them, for undo to tell that nobody has changed the image since.
+ * back does not matter.
+ *
+ * Whoever uses a volume writes its superblocks. So records tell what fsck found
+ * in their slots and, before it is written, all that it writes there: an image
+ * whose slots hold nothing else was not changed by anybody since, wherever fsck,
+ * or undo, was cut off. Files of earlier versions have no such records, and tell
+ * in the last one alone how fsck left the slots.
  */
 
 #include "meta/format.h"
@@ -23,6 +28,7 @@ enum undo_kind {
 	UNDO_HEAD,		/* bytes: of the image */
 	UNDO_SAVED,
 	UNDO_END,		/* both slots; offset: of the image's end */
+	UNDO_SUPER,		/* a slot's contents at some time; offset: the slot's */
 };
 
 struct disk_undo {

@@ -139,3 +139,150 @@ grep -q "^image $mnt " /proc/mounts || fail "the source is not the image as give
 cd /
 spaceweave umount "$mnt" || fail "umount of a mount whose image was given relatively"
 free_now
+
+# ---- an image that is a loop device as well: nobody has it under one name who
+# could not have it under the other
+[ "$(id -u)" = 0 ] && command -v losetup >/dev/null && [ -e /dev/loop-control ] ||
+	{ echo "no loop devices: left out"; exit 0; }
+leave() {
+	local status=$? m l
+	for m in "$mnt" "$second" "$work/third"; do
+		if is_mounted "$m"; then umount -l "$m"; fi
+	done
+	# ours alone: the numbers of those that went may be somebody else's by now
+	for l in /sys/block/loop*/loop/backing_file; do
+		if grep -qF "$work/" "$l" 2>/dev/null; then
+			l=${l%/loop/*}
+			losetup -d "/dev/${l##*/}"
+		fi
+	done
+	(exit $status)
+	tidy
+}
+trap leave EXIT
+attach() { # [OPTIONS] FILE: $loop
+	loop=$(losetup -f --show "$@") || { echo "no loop devices: left out"; exit 0; }
+}
+# Somebody who looks at each new device may have it open still: then it goes later.
+detach() { # LOOP...
+	local l n
+	losetup -d "$@"
+	for l; do
+		for ((n = 0; n < 600; n++)); do
+			grep -qsF "$work/" "/sys/block/${l##*/}/loop/backing_file" || continue 2
+			sleep 0.05
+		done
+		fail "$l is not to be detached"
+	done
+}
+says() { # WORDS COMMAND...: fails, with these words on its last line
+	local words=$1 status=0
+	shift
+	"$@" >"$work/out" 2>"$work/err" || status=$?
+	[ $status != 0 ] && tail -n 1 "$work/err" | grep -qF -- "$words" ||
+		fail "status $status, without '$words': $*: $(cat "$work/err")"
+}
+# writers COMMAND WORDS NAME: all who would write are refused
+writers() {
+	"$1" "$2" fsck.spaceweave -p "$3"
+	"$1" "$2" mkfs.spaceweave -f "$3"
+	"$1" "$2" mkfs.spaceweave -n -f "$3"
+	"$1" "$2" mount.spaceweave "$3" "$second"
+}
+
+# A name with all that sysfs does not tell well, and another one to call it by.
+hostile=$work/$'a \\040 "name"\n(deleted)'
+cp --sparse=always "$image" "$hostile"
+ln "$hostile" "$work/plain"
+plain=$work/plain
+attach "$hostile"
+writers says "$loop" "$plain"
+says "$loop" spaceweave undo "$work/none" "$plain"
+# who only reads may, as long as nobody writes
+expect 0 fsck.spaceweave -fn "$plain" >/dev/null
+mount.spaceweave "$plain" "$second" -o ro
+same "$(cat "$second/synced")" synced
+says "(deleted)" mount.spaceweave "$loop" "$mnt"
+spaceweave umount "$second"
+
+# mounted by the device's name alone
+mount.spaceweave "$loop" "$mnt"
+pid=$(daemon_pid "$loop")
+echo through >"$mnt/through"
+sync "$mnt/through"
+writers refused "the file below" "$plain"
+refused "read-only" mount.spaceweave "$plain" "$second" -o ro
+same "$(daemon_pid "$plain")" "$pid" "who holds the file"
+fsck.spaceweave -fn "$plain" >/dev/null 2>"$work/err" || fail "fsck -n of the file below"
+grep -q "in motion" "$work/err" || fail "fsck -n took what is mounted for idle"
+kill -KILL "$pid"
+gone
+umount -l "$mnt"
+writers says "$loop" "$plain"
+mount.spaceweave "$loop" "$mnt"
+same "$(cat "$mnt/through")" through
+spaceweave umount "$mnt"
+check "$loop"
+
+# ... and by the file's name, with the device there later
+detach "$loop"
+mount.spaceweave "$plain" "$mnt"
+pid=$(daemon_pid "$plain")
+attach "$hostile"
+writers refused "the loop device" "$loop"
+refused "read-only" mount.spaceweave "$loop" "$second" -o ro
+spaceweave umount "$mnt"
+
+# The name the device was made with is gone, and then stands for another file.
+rm "$hostile"
+writers says "$loop" "$plain"
+cp --sparse=always "$image" "$hostile"
+writers says "$loop" "$plain"
+expect 0 fsck.spaceweave -p "$hostile" >/dev/null
+cp --sparse=always "$image" "$hostile (deleted)"
+expect 0 fsck.spaceweave -p "$hostile (deleted)" >/dev/null
+detach "$loop"
+check "$plain"
+
+# Two devices on one file are one image; on two parts of it, two.
+attach "$plain"
+one=$loop
+attach "$plain"
+mount.spaceweave "$one" "$mnt"
+pid=$(daemon_pid "$one")
+writers refused "another device on the same file" "$loop"
+spaceweave umount "$mnt"
+detach "$one" "$loop"
+both=$work/both
+truncate -s 32M "$both"
+attach --sizelimit $((16 << 20)) "$both"
+one=$loop
+attach --offset $((16 << 20)) "$both"
+mkfs.spaceweave -q "$one"
+mkfs.spaceweave -q "$loop"
+mount.spaceweave "$one" "$mnt"
+mount.spaceweave "$loop" "$second"
+says "in use by" fsck.spaceweave -p "$both"
+spaceweave umount "$mnt"
+spaceweave umount "$second"
+check "$one"
+check "$loop"
+detach "$one" "$loop"
+# Partitions, added without a table, which not each kernel reads.
+attach -P "$both"		# they go with the device
+whole=$loop
+if addpart "$whole" 1 0 32768 && addpart "$whole" 2 32768 16384 &&
+	[ -b "${whole}p1" ] && [ -b "${whole}p2" ]; then
+	mkfs.spaceweave -qf "${whole}p1"
+	mkfs.spaceweave -qf "${whole}p2"
+	mount.spaceweave "${whole}p1" "$mnt"
+	mount.spaceweave "${whole}p2" "$second"
+	pid=$(daemon_pid "${whole}p2")
+	attach --offset $((32768 * 512)) "$both"
+	refused "a partition under another name" fsck.spaceweave -p "$loop"
+	spaceweave umount "$mnt"
+	spaceweave umount "$second"
+	expect 0 fsck.spaceweave -p "$loop" >/dev/null
+else
+	echo "no partitions on loop devices: left out"
+fi

@@ -15,6 +15,8 @@ leave() {
 	tidy
 }
 trap leave EXIT
+# A file without a name is one that nobody can lock.
+rm "$disk"
 other=$work/other
 mkdir "$other"
 daemon_of() {
