@@ -189,12 +189,16 @@ int attr_apply(struct txn *t, struct fs *fs, struct inode *ip, int what,
 	return 0;
 }
 
-/* Nothing but what a cache owes: it has written the file, or moved its ctime. */
+/*
+ * Nothing but what a cache owes: it has written the file, or moved its ctime. Of an
+ * immutable file it may owe the time of what it wrote before.
+ */
 static bool times_owed(const struct inode *ip, int what, const struct stat *st)
 {
 	return (what & ~FS_SET_CACHED) == (FS_SET_MTIME | FS_SET_CTIME) &&
 	       ((what & FS_SET_CACHED) ||
-		!time_cmp(time_of(&st->st_mtim), ip->a.mtime));
+		(!(ip->a.flags & INODE_IMMUTABLE) &&
+		 !time_cmp(time_of(&st->st_mtim), ip->a.mtime)));
 }
 
 /* Times other than now; a cache's "now" comes as an mtime like its ctime. */
@@ -220,6 +224,24 @@ static int setattr_allowed(const struct inode *ip, int what,
 	    times_said(what, st))
 		return -EPERM;
 	return 0;
+}
+
+/*
+ * A cache tells when it wrote an immutable file. What it wrote before the flag was
+ * set, which moved ctime, was written then at the latest. What it took since, it
+ * took in vain: that moves nothing, and is no error of who has these times
+ * written. False: there is nothing to do.
+ */
+static bool times_before_flag(struct inode *ip, struct stat *st)
+{
+	const struct attr *a = &ip->a;
+
+	if (!ip->owes_times)
+		return false;
+	st->st_ctim = (struct timespec){a->ctime.sec, a->ctime.nsec};
+	if (time_cmp(time_of(&st->st_mtim), a->ctime) > 0)
+		st->st_mtim = st->st_ctim;
+	return true;
 }
 
 static int setattr_plain(struct fs *fs, struct inode *ip, int what,
@@ -250,8 +272,11 @@ static int setattr_once(struct fs *fs, uint64_t ino, int what, struct stat *st)
 	err = setattr_allowed(ip, what, st);
 	if (!err && (what & FS_SET_SIZE))
 		err = file_resize(fs, ip, what, st);
-	else if (!err)
+	else if (!err && (!(ip->a.flags & INODE_IMMUTABLE) ||
+			  times_before_flag(ip, st)))
 		err = setattr_plain(fs, ip, what, st);
+	if (!err && (what & FS_SET_CACHED))
+		ip->owes_times = false;
 	if (!err)
 		attr_to_stat(fs, ino, &ip->a, st);
 	seq = ip->last_seq;
@@ -352,8 +377,20 @@ int fs_setflags(struct fs *fs, uint64_t ino, const uint32_t *flags,
 	if (err)
 		return err;
 	err = setflags_locked(fs, ip, flags, projid);
+	if (!err && flags && !(*flags & FS_APPEND_FL))
+		gaps_drop(&fs->gaps, ino);
 	inode_unlock_put(fs, ip);
 	return err;
+}
+
+int fs_append_begin(struct fs *fs, uint64_t ino)
+{
+	return gaps_watch(&fs->gaps, ino);
+}
+
+void fs_append_end(struct fs *fs, uint64_t ino)
+{
+	gaps_unwatch(&fs->gaps, ino);
 }
 
 /* ---- xattrs -------------------------------------------------------------------- */

@@ -197,6 +197,15 @@ void counts_adopt(struct counts *c, uint64_t ino)
 	lock_unlock(&s->lock);
 }
 
+bool counts_known(struct counts *c, uint64_t ino)
+{
+	struct count_shard *s = shard_lock(c, ino);
+	bool known = find(s, ino);
+
+	lock_unlock(&s->lock);
+	return known;
+}
+
 void counts_evicted(struct counts *c, uint64_t ino)
 {
 	struct count_shard *s = shard_lock(c, ino);

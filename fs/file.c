@@ -203,20 +203,36 @@ static bool overwrites(struct fs *fs, struct inode *ip, uint64_t off, size_t len
 	return true;
 }
 
+/* The file is about to grow from `from` on, beyond what may be on its way. */
+static int gap_before(struct fs *fs, struct inode *ip, uint64_t from)
+{
+	if (from <= ip->a.size)
+		return 0;
+	return gaps_add(&fs->gaps, ip->ino, ip->a.flags & INODE_APPEND,
+			ip->a.size, from);
+}
+
 static int write_chunk(struct fs *fs, struct inode *ip, const char *buf,
 		       size_t len, uint64_t off, unsigned flags, bool full)
 {
 	enum txn_kind kind = full && overwrites(fs, ip, off, len)
 				     ? TXN_REWRITE : TXN_NORMAL;
 	struct txn *t;
-	int err = txn_begin(fs->v, kind, &t);
+	int err = gap_before(fs, ip, off);
 
+	if (!err)
+		err = txn_begin(fs->v, kind, &t);
 	if (err)
 		return err;
 	err = write_data(fs, t, ip, buf, len, off);
 	if (!err)
 		err = write_attr(fs, t, ip, off + len, flags);
-	return txn_end(t, err);
+	err = txn_end(t, err);
+	if (err)
+		return err;
+	gaps_fill(&fs->gaps, ip->ino, off, off + len);
+	ip->owes_times |= flags & FS_WRITE_CACHED;
+	return 0;
 }
 
 /* May this be written, and is what an earlier error left unfinished done? */
@@ -229,7 +245,7 @@ static int write_allowed(struct fs *fs, struct inode *ip, uint64_t off,
 		return err;
 	if (ip->a.flags & INODE_IMMUTABLE)
 		return -EPERM;
-	/* A cache gives back whole pages; what it took, it took at the end. */
+	/* A cache gives back whole pages: write_new() looks closer. */
 	if ((ip->a.flags & INODE_APPEND) && off < ip->a.size &&
 	    !(flags & FS_WRITE_CACHED))
 		return -EPERM;
@@ -247,22 +263,84 @@ static struct settling settling(const struct inode *ip)
 	return (struct settling){ip->last_seq, ip->a.flags};
 }
 
-/* Write what fits one transaction; returns how much that was. */
-static ssize_t write_once(struct fs *fs, struct inode *ip, const char *buf,
-			  size_t len, uint64_t off, unsigned flags, bool full,
-			  struct settling *s)
+/* What is still to be written, and what came of it. */
+struct writing {
+	const char *buf;
+	size_t len;
+	uint64_t off;
+	unsigned flags;
+	bool full;			/* space ran out before */
+	bool refused;			/* of an append-only file: not all was new */
+	struct settling s;
+};
+
+/*
+ * `at` holds the first `old` bytes as they are in the file. What may be written
+ * of `len` comes in beside them; returns where it begins.
+ */
+static size_t take_new(struct fs *fs, struct inode *ip, struct writing *w,
+		       char *at, size_t old, size_t len)
 {
-	size_t most;
+	size_t pos = 0, first = len;
+
+	while (pos < old) {
+		struct gap g = gaps_next(&fs->gaps, ip->ino, w->off + pos);
+		size_t from = g.from - w->off < old ? g.from - w->off : old;
+		size_t to = g.to - w->off < old ? g.to - w->off : old;
+
+		if (memcmp(at + pos, w->buf + pos, from - pos))
+			w->refused = true;
+		if (from < to && first == len)
+			first = from;
+		memcpy(at + from, w->buf + from, to - from);
+		pos = to;
+	}
+	memcpy(at + old, w->buf + old, len - old);
+	return old < first ? old : first;
+}
+
+/*
+ * A cache gives back whole pages. What it gives below the end of an append-only
+ * file has to be what is there, or what a gap still lacks. The rest is refused, but
+ * not with it what others may have appended: that is written.
+ */
+static int write_new(struct fs *fs, struct inode *ip, struct writing *w, size_t len)
+{
+	size_t old = len < ip->a.size - w->off ? len : ip->a.size - w->off;
+	uint64_t blk = w->off >> fs->shift;
+	char *copy = aligned_alloc(4096, fs_read_room(fs, len));
+	char *at = copy + (w->off & fs_mask(fs));
+	size_t first;
+	int err = copy ? map_read(fs->v, ip, blk,
+				  blocks_up(fs, w->off + old) - blk, copy)
+		       : -ENOMEM;
+
+	if (!err) {
+		first = take_new(fs, ip, w, at, old, len);
+		if (first < len)
+			err = write_chunk(fs, ip, at + first, len - first,
+					  w->off + first, w->flags, w->full);
+	}
+	free(copy);
+	return err;
+}
+
+/* Write what fits one transaction; returns how much that was. */
+static ssize_t write_once(struct fs *fs, struct inode *ip, struct writing *w)
+{
+	size_t len = w->len, most;
 	int err;
 
 	rwlock_write(&ip->lock);
 	most = (size_t)(map_write_max(fs->v, ip) - 1) << fs->shift;
 	if (len > most)
-		len = most - (off & fs_mask(fs));
-	err = write_allowed(fs, ip, off, flags);
-	if (!err)
-		err = write_chunk(fs, ip, buf, len, off, flags, full);
-	*s = settling(ip);
+		len = most - (w->off & fs_mask(fs));
+	err = write_allowed(fs, ip, w->off, w->flags);
+	if (!err && (ip->a.flags & INODE_APPEND) && w->off < ip->a.size)
+		err = write_new(fs, ip, w, len);
+	else if (!err)
+		err = write_chunk(fs, ip, w->buf, len, w->off, w->flags, w->full);
+	w->s = settling(ip);
 	rwlock_unlock(&ip->lock);
 	return err ? err : (ssize_t)len;
 }
@@ -270,10 +348,10 @@ static ssize_t write_once(struct fs *fs, struct inode *ip, const char *buf,
 ssize_t fs_write(struct fs *fs, uint64_t ino, const void *buf, size_t len,
 		 off_t off, unsigned flags)
 {
-	struct settling s = {0};
+	struct writing w = {.buf = buf, .len = len, .off = (uint64_t)off,
+			    .flags = flags};
 	unsigned tries = 0;
 	struct inode *ip;
-	size_t done = 0;
 	ssize_t n = 0;
 	int err;
 
@@ -286,17 +364,22 @@ ssize_t fs_write(struct fs *fs, uint64_t ino, const void *buf, size_t len,
 	err = inode_get(fs->v, ino, &ip);
 	if (err)
 		return err;
-	while (done < len) {
-		n = write_once(fs, ip, (const char *)buf + done, len - done,
-			       (uint64_t)off + done, flags, tries > 0, &s);
-		if (n > 0)
-			done += (size_t)n;
-		else if (n != -ENOSPC || !fs_reclaim(fs, &tries))
+	while (w.len) {
+		w.full = tries > 0;
+		n = write_once(fs, ip, &w);
+		if (n > 0) {
+			w.buf += n;
+			w.off += (uint64_t)n;
+			w.len -= (size_t)n;
+		} else if (n != -ENOSPC || !fs_reclaim(fs, &tries)) {
 			break;
+		}
 	}
 	inode_put(fs->v, ip);
-	err = n < 0 ? (int)n : fs_settle(fs, s.seq, s.flags, false);
-	return err ? err : (ssize_t)done;
+	err = n < 0 ? (int)n : fs_settle(fs, w.s.seq, w.s.flags, false);
+	if (!err && w.refused)
+		err = -EPERM;
+	return err ? err : (ssize_t)len;
 }
 
 /* ---- holes and sizes ---------------------------------------------------------------- */
@@ -491,6 +574,8 @@ static int fallocate_locked(struct fs *fs, struct inode *ip, int mode,
 	int err = write_allowed(fs, ip, r->from, mode & ~FALLOC_FL_KEEP_SIZE
 						     ? 0 : FS_WRITE_CACHED);
 
+	if (!err)
+		err = gap_before(fs, ip, size);
 	if (!err && (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)))
 		err = punch(fs, ip, *r, mode & FALLOC_FL_ZERO_RANGE ? size : 0);
 	if (!err && !(mode & FALLOC_FL_PUNCH_HOLE))
@@ -708,10 +793,12 @@ static int copy_allowed(struct fs *fs, struct copying *c)
 
 static ssize_t copy_locked(struct fs *fs, struct copying *c)
 {
-	uint64_t start = c->src_off;
+	uint64_t start = c->src_off, dst_start = c->dst_off;
 	int err = copy_allowed(fs, c);
 	char *buf = NULL;
 
+	if (!err && c->len)
+		err = gap_before(fs, c->dst, c->dst_off);
 	if (!err && c->len)
 		buf = aligned_alloc(4096, fs_read_room(fs, COPY_BYTES));
 	if (!err && c->len && !buf)
@@ -719,6 +806,7 @@ static ssize_t copy_locked(struct fs *fs, struct copying *c)
 	while (!err && c->len)
 		err = copy_step(fs, c, buf);
 	free(buf);
+	gaps_fill(&fs->gaps, c->dst->ino, dst_start, c->dst_off);
 	return c->src_off > start ? (ssize_t)(c->src_off - start) : err;
 }
 

@@ -108,7 +108,8 @@ int fs_getattr(struct fs *fs, uint64_t ino, struct stat *st);
 #define FS_SET_MTIME_NOW 0x080
 #define FS_SET_CTIME 0x100
 #define FS_SET_KILL_SUID 0x200	/* the size change comes from an unprivileged open */
-#define FS_SET_CACHED 0x400	/* these times a cache owes for what it wrote */
+#define FS_SET_CACHED 0x400	/* these times a cache owes for what it wrote;
+				 * of an immutable file, only if that was taken */
 /* Changes what `what` names to st's; *st is the result. */
 int fs_setattr(struct fs *fs, uint64_t ino, int what, struct stat *st);
 
@@ -119,6 +120,13 @@ int fs_btime(struct fs *fs, uint64_t ino, struct timespec *ts);
 int fs_getflags(struct fs *fs, uint64_t ino, uint32_t *flags, uint32_t *projid);
 int fs_setflags(struct fs *fs, uint64_t ino, const uint32_t *flags,
 		const uint32_t *projid);
+/*
+ * Who makes a file append-only while a cache writes it: before what the cache has
+ * is written out, and after the flag is set. What is appended in between may come
+ * in any order.
+ */
+int fs_append_begin(struct fs *fs, uint64_t ino);
+void fs_append_end(struct fs *fs, uint64_t ino);
 
 /* As the system calls; size 0 asks for the length. Return the length. */
 ssize_t fs_getxattr(struct fs *fs, uint64_t ino, const char *name, void *buf,
@@ -140,7 +148,9 @@ ssize_t fs_read(struct fs *fs, uint64_t ino, void *buf, size_t len, off_t off,
 		char **data);
 /*
  * Writes all or fails. Times move and capabilities go, unless the write comes
- * from a cache whose owner has seen to both (FS_WRITE_CACHED).
+ * from a cache whose owner has seen to both (FS_WRITE_CACHED). Such a one may
+ * give back, of an append-only file, what is there already; what it has changed
+ * below the end is -EPERM and stays as it was, what is new is written.
  */
 #define FS_WRITE_KILL_SUID 1u	/* drop setuid and setgid */
 #define FS_WRITE_CACHED 2u

@@ -43,6 +43,42 @@ void counts_evicted(struct counts *c, uint64_t ino);
 /* One inode without names that is still counted, now to be freed; 0: none. */
 uint64_t counts_take_orphan(struct counts *c);
 
+/* Does the kernel know of the inode? */
+bool counts_known(struct counts *c, uint64_t ino);
+
+/* ---- gaps.c: what an append-only file has still to get ------------------------- */
+
+struct gap {
+	uint64_t from, to;		/* bytes */
+};
+
+struct gaps {
+	struct lock lock;
+	/* Under lock: */
+	struct gap_file *first;
+	unsigned files;			/* how many; read without lock */
+};
+
+/* The gaps of one inode are the business of who has it locked. */
+void gaps_init(struct gaps *g);
+void gaps_fini(struct gaps *g);
+static inline bool gaps_any(const struct gaps *g)
+{
+	return __atomic_load_n(&g->files, __ATOMIC_ACQUIRE);
+}
+/* Have the inode's gaps noted although it is not append-only yet, and no more. */
+int gaps_watch(struct gaps *g, uint64_t ino);
+void gaps_unwatch(struct gaps *g, uint64_t ino);
+/* The file of `from` bytes will be written from `to` on. Noted if it is `append`
+ * only, or watched; -ENOMEM. */
+int gaps_add(struct gaps *g, uint64_t ino, bool append, uint64_t from, uint64_t to);
+/* [from, to) has been written. */
+void gaps_fill(struct gaps *g, uint64_t ino, uint64_t from, uint64_t to);
+/* The first gap, or what is left of it, from `at` on; UINT64_MAX: none. */
+struct gap gaps_next(struct gaps *g, uint64_t ino, uint64_t at);
+/* Nothing is on its way any more. */
+void gaps_drop(struct gaps *g, uint64_t ino);
+
 /* ---- the file system --------------------------------------------------------- */
 
 struct fs {
@@ -52,6 +88,7 @@ struct fs {
 	bool readonly;
 	struct lock rename_lock;
 	struct counts counts;
+	struct gaps gaps;
 	unsigned evicting;		/* evictions under way; atomic */
 };
 

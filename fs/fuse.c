@@ -559,7 +559,8 @@ static void do_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
  * only in its cache. So before a hole is believed the kernel is made to write
  * out what it has there, by invalidating just that range (in which a clean
  * page holds nothing but zeroes). In the same way a file is written out before
- * it becomes immutable: what was written before must not be refused after.
+ * it becomes immutable or append-only: what was written before must not be refused
+ * after. And what was refused is dropped, so that it is not read either.
  * That waits for writes which the workers must be free to serve: one thread of
  * its own does it, and answers.
  */
@@ -577,6 +578,10 @@ struct behind {
 			uint32_t flags, projid;
 			bool has_projid;
 		} set;
+		struct {
+			off_t off;
+			size_t len;
+		} drop;
 	};
 };
 
@@ -650,6 +655,15 @@ void face_stop(void)
 	pthread_join(flusher.thread, NULL);
 }
 
+static void behind_add(struct behind *b)
+{
+	lock_lock(&flusher.lock);
+	*flusher.last = b;
+	flusher.last = &b->next;
+	pthread_cond_signal(&flusher.wake);
+	lock_unlock(&flusher.lock);
+}
+
 /* Let the thread answer this one; or say `else_err`, if no other request could
  * come then. */
 static void answer_behind(const struct behind *what, int else_err)
@@ -662,11 +676,26 @@ static void answer_behind(const struct behind *what, int else_err)
 		return;
 	}
 	*b = *what;
-	lock_lock(&flusher.lock);
-	*flusher.last = b;
-	flusher.last = &b->next;
-	pthread_cond_signal(&flusher.wake);
-	lock_unlock(&flusher.lock);
+	behind_add(b);
+}
+
+static void drop_run(struct behind *b)
+{
+	flush_cached(b->ino, b->drop.off, b->drop.off + (off_t)b->drop.len);
+}
+
+/* The kernel is not to show what was refused. */
+static void drop_behind(fuse_ino_t ino, off_t off, size_t len)
+{
+	struct behind *b = calloc(1, sizeof(*b));
+
+	if (!b)
+		return;
+	b->run = drop_run;
+	b->ino = ino;
+	b->drop.off = off;
+	b->drop.len = len;
+	behind_add(b);
 }
 
 /* ---- seeking for data and holes ---------------------------------------------------- */
@@ -782,6 +811,8 @@ static void do_write(fuse_req_t req, fuse_ino_t ino, const char *buf,
 	reply_err(req, (int)n);
 	if (flags & FS_WRITE_CACHED)
 		forget_attr(ino);
+	if ((flags & FS_WRITE_CACHED) && n == -EPERM)
+		drop_behind(ino, off, size);
 }
 
 static void do_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t off,
@@ -859,8 +890,14 @@ static void setflags(struct behind *b)
 
 static void setflags_behind(struct behind *b)
 {
+	struct fs *fs = flusher.face->fs;
+	bool append = (b->set.flags & FS_APPEND_FL) &&
+		      !fs_append_begin(fs, b->ino);
+
 	flush_cached(b->ino, 0, 0);
 	setflags(b);
+	if (append)
+		fs_append_end(fs, b->ino);
 }
 
 static void ioctl_change(const struct ioctl *i, uint32_t flags,
@@ -871,7 +908,7 @@ static void ioctl_change(const struct ioctl *i, uint32_t flags,
 
 	if (projid)
 		b.set.projid = *projid;
-	if (flags & FS_IMMUTABLE_FL)
+	if (flags & (FS_IMMUTABLE_FL | FS_APPEND_FL))
 		answer_behind(&b, -EAGAIN);
 	else
 		setflags(&b);

@@ -131,6 +131,7 @@ int fs_open(struct volume *v, const struct fs_options *opt, struct fs **out)
 	fs->readonly = volume_readonly(v);
 	lock_init(&fs->rename_lock, RANK_FS_RENAME, "rename");
 	counts_init(&fs->counts);
+	gaps_init(&fs->gaps);
 	*out = fs;
 	return 0;
 }
@@ -142,6 +143,7 @@ int fs_close(struct fs *fs)
 	while (!fs->readonly && (ino = counts_take_orphan(&fs->counts)))
 		fs_evict(fs, ino);
 	counts_fini(&fs->counts);
+	gaps_fini(&fs->gaps);
 	lock_fini(&fs->rename_lock);
 	free(fs);
 	return 0;
@@ -198,8 +200,12 @@ void fs_evict(struct fs *fs, uint64_t ino)
 
 void fs_forget(struct fs *fs, uint64_t ino, uint64_t n)
 {
-	if (!fs->readonly && counts_sub(&fs->counts, ino, n))
+	if (fs->readonly)
+		return;
+	if (counts_sub(&fs->counts, ino, n))
 		fs_evict(fs, ino);
+	if (gaps_any(&fs->gaps) && !counts_known(&fs->counts, ino))
+		gaps_drop(&fs->gaps, ino);
 }
 
 void fs_remember(struct fs *fs, uint64_t ino)

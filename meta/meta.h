@@ -165,6 +165,7 @@ struct inode {
 	uint64_t goal;		/* block where its next data would best stand */
 	bool dead;		/* the item is gone: nothing may use it any more */
 	bool unfinished;	/* map_cut() left an intent */
+	bool owes_times;	/* the kernel wrote, and has not told us when */
 	/* Private to inode.c. */
 	bool loading;
 	unsigned refs;

@@ -591,6 +591,141 @@ static void flags_forbid(void **state)
 	OK(fs_unlink(w->fs, ROOT_INO, "f"));
 }
 
+/* What a cache hands over: `len` bytes of `c` at `off`. */
+static ssize_t put_cached(struct world *w, uint64_t ino, char c, size_t len, off_t off)
+{
+	static char data[16 * BLOCK];
+
+	memset(data, c, len);
+	return fs_write(w->fs, ino, data, len, off, FS_WRITE_CACHED);
+}
+
+/* The file as runs of a letter: "a5000 b2" */
+static const char *runs_of(struct world *w, uint64_t ino)
+{
+	static char data[17 * BLOCK], out[256];
+	ssize_t n = get(w, ino, data, sizeof(data), 0), from = 0;
+	size_t used = 0;
+
+	out[0] = 0;
+	for (ssize_t i = 1; i <= n; i++)
+		if (i == n || data[i] != data[from]) {
+			used += (size_t)snprintf(out + used, sizeof(out) - used, "%s%c%zd",
+						 used ? " " : "",
+						 data[from] ? data[from] : '0', i - from);
+			from = i;
+		}
+	return out;
+}
+
+static void set_flags(struct world *w, uint64_t ino, uint32_t flags)
+{
+	OK(fs_setflags(w->fs, ino, &flags, NULL));
+}
+
+static void an_append_only_file_gets_nothing_but_what_is_new(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "log");
+	struct stat st = {.st_mtim = {5, 0}, .st_ctim = {5, 0}};
+
+	OK(put_cached(w, ino, 'a', 5000, 0));
+	set_flags(w, ino, FS_APPEND_FL);
+	/* whole pages, as they are; the last one with what was appended */
+	assert_int_equal(put_cached(w, ino, 'a', BLOCK, 0), BLOCK);
+	assert_int_equal(put_cached(w, ino, 'a', 6000 - BLOCK, BLOCK), 6000 - BLOCK);
+	assert_string_equal(runs_of(w, ino), "a6000");
+	/* changed: in the midst, at the end, alone and beside what is appended */
+	assert_int_equal(put_cached(w, ino, 'x', 1, 100), -EPERM);
+	assert_int_equal(put_cached(w, ino, 'x', 1, 5999), -EPERM);
+	assert_int_equal(put_cached(w, ino, 'x', 6000 - BLOCK, BLOCK), -EPERM);
+	assert_string_equal(runs_of(w, ino), "a6000");
+	assert_int_equal(put_cached(w, ino, 'b', 3 * BLOCK, 0), -EPERM);
+	assert_string_equal(runs_of(w, ino), "a6000 b6288");
+	assert_int_equal(put_cached(w, ino, 'b', 1, 3 * BLOCK - 1), 1);
+	/* what is not from a cache never is below the end */
+	assert_int_equal(fs_write(w->fs, ino, "b", 1, 3 * BLOCK - 1, 0), -EPERM);
+	/* an append moves the times */
+	OK(fs_setattr(w->fs, ino, FS_SET_MTIME | FS_SET_CTIME | FS_SET_CACHED, &st));
+	assert_int_equal(st.st_mtime, 5);
+	world_again(w);
+	assert_string_equal(runs_of(w, find(w, ROOT_INO, "log")), "a6000 b6288");
+}
+
+static void what_is_appended_may_come_in_any_order(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "log"), sparse = make(w, ROOT_INO, "sparse");
+
+	OK(put_cached(w, ino, 'a', 1000, 0));
+	set_flags(w, ino, FS_APPEND_FL);
+	OK(put_cached(w, ino, 'd', BLOCK, 2 * BLOCK));
+	OK(put_cached(w, ino, 'f', BLOCK, 4 * BLOCK));
+	OK(fs_fallocate(w->fs, ino, 0, 6 * BLOCK, BLOCK));
+	OK(fs_write(w->fs, ino, "h", 1, 7 * BLOCK + 1, 0));
+	/* what is missing, once */
+	OK(put_cached(w, ino, 'e', 100, 3 * BLOCK));
+	assert_int_equal(put_cached(w, ino, 'x', 101, 3 * BLOCK), -EPERM);
+	assert_int_equal(put_cached(w, ino, 'e', BLOCK, 3 * BLOCK), -EPERM);
+	OK(put_cached(w, ino, 'c', 2 * BLOCK - 1000, 1000));
+	OK(put_cached(w, ino, 'g', 2 * BLOCK + 1, 5 * BLOCK));
+	assert_string_equal(runs_of(w, ino), "a1000 c7192 d4096 e100 x1 e3995 f4096 g8193 h1");
+	for (int i = 0; i < 7; i++)
+		assert_int_equal(put_cached(w, ino, 'x', BLOCK, i * BLOCK), -EPERM);
+	assert_string_equal(runs_of(w, ino), "a1000 c7192 d4096 e100 x1 e3995 f4096 g8193 h1");
+	/* a hole that was there is none of it, nor what the kernel has forgotten */
+	OK(put_cached(w, sparse, 'b', 1, BLOCK));
+	set_flags(w, sparse, FS_APPEND_FL);
+	assert_int_equal(put_cached(w, sparse, 'a', BLOCK, 0), -EPERM);
+	OK(put_cached(w, sparse, 'b', 1, 2 * BLOCK));
+	fs_forget(w->fs, sparse, 1);
+	assert_int_equal(put_cached(w, sparse, 'x', 1, BLOCK + 1), -EPERM);
+	assert_string_equal(runs_of(w, sparse), "04096 b1 04095 b1");
+	/* on its way when the flag came */
+	set_flags(w, ino, 0);
+	OK(fs_append_begin(w->fs, ino));
+	OK(put_cached(w, ino, 'j', 100, 8 * BLOCK));
+	set_flags(w, ino, FS_APPEND_FL);
+	fs_append_end(w->fs, ino);
+	OK(put_cached(w, ino, 'i', BLOCK - 2, 7 * BLOCK + 2));
+	assert_string_equal(runs_of(w, ino),
+			    "a1000 c7192 d4096 e100 x1 e3995 f4096 g8193 h1 i4094 j100");
+	assert_false(gaps_any(&w->fs->gaps));
+}
+
+static void what_an_immutable_file_refuses_moves_no_time(void **state)
+{
+	const int owed = FS_SET_MTIME | FS_SET_CTIME;
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f");
+	struct stat before, st;
+
+	OK(put_cached(w, ino, 'a', 10, 0));
+	set_flags(w, ino, FS_IMMUTABLE_FL);
+	before = st = stat_of(w, ino);
+	/* the time of what was written before comes late, and is no later */
+	st.st_mtim.tv_sec += 100;
+	st.st_ctim = st.st_mtim;
+	OK(fs_setattr(w->fs, ino, owed | FS_SET_CACHED, &st));
+	st = stat_of(w, ino);
+	assert_memory_equal(&st.st_mtim, &before.st_ctim, sizeof(st.st_mtim));
+	assert_memory_equal(&st.st_ctim, &before.st_ctim, sizeof(st.st_ctim));
+	/* the times of what was refused */
+	before = st;
+	assert_int_equal(put_cached(w, ino, 'b', 10, 0), -EPERM);
+	st.st_mtim.tv_sec -= 100;
+	st.st_ctim.tv_sec += 100;
+	OK(fs_setattr(w->fs, ino, owed | FS_SET_CACHED, &st));
+	assert_memory_equal(&st, &before, sizeof(st));
+	assert_int_equal(fs_setattr(w->fs, ino, owed, &st), -EPERM);
+	assert_int_equal(fs_setattr(w->fs, ino, FS_SET_SIZE, &st), -EPERM);
+	assert_int_equal(fs_setattr(w->fs, ino, FS_SET_ATIME_NOW | FS_SET_MTIME_NOW, &st),
+			 -EPERM);
+	st = stat_of(w, ino);
+	assert_memory_equal(&st, &before, sizeof(st));
+	assert_string_equal(runs_of(w, ino), "a10");
+}
+
 static void xattrs_of_all_sizes_are_kept(void **state)
 {
 	static const size_t sizes[] = {0, 1, 639, 640, 641, 4096, 65536};
@@ -1661,6 +1796,9 @@ int main(void)
 		TEST(a_setgid_directory_hands_its_group_on),
 		TEST(chown_and_writes_take_privileges),
 		TEST(flags_forbid),
+		TEST(an_append_only_file_gets_nothing_but_what_is_new),
+		TEST(what_is_appended_may_come_in_any_order),
+		TEST(what_an_immutable_file_refuses_moves_no_time),
 		TEST(xattrs_of_all_sizes_are_kept),
 		TEST(acls_follow_modes_and_modes_acls),
 		TEST(default_acls_are_inherited),

@@ -234,6 +234,104 @@ if os.geteuid() == 0:
     ioc(p, SETFLAGS, struct.pack("Q", 0))
 EOF
 
+# What comes through the page cache, after an open that is not asked of us.
+cat >"$work/cached.py" <<'EOF'
+import errno, fcntl, mmap, os, struct, sys
+def fails(f, *a):
+    try:
+        f(*a)
+    except OSError as e:
+        assert e.errno == errno.EPERM, (f, a, e)
+        return
+    assert False, (f, a)
+def flags(p, n):
+    with open(p) as f:
+        fcntl.ioctl(f, 0x40086602, struct.pack("Q", n))
+old = b"0123456789" * 1000
+def lines(i):
+    return [b"%d %d %s\n" % (i, k, b"." * (k * 37 % 9000)) for k in range(100)]
+tail = b"".join(b"%015d\n" % i for i in range(1 << 18))
+if sys.argv[1] == "make":
+    # append-only: what is there stays, whichever way it is written
+    for p in "log", "whole":
+        with open(p, "wb") as f:
+            f.write(old)
+        flags(p, 0x20)
+    for at, data in ((0, b"x" * 4096), (5000, b"x"), (len(old) - 1, b"x")):
+        w = os.open("whole", os.O_WRONLY)
+        os.pwrite(w, data, at)
+        fails(os.fsync, w)
+        os.close(w)
+    r = os.open("whole", os.O_RDWR)
+    m = mmap.mmap(r, len(old))
+    m[7] = 120
+    fails(m.flush)
+    m.close()
+    os.posix_fadvise(r, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert os.pread(r, len(old), 0) == old
+    # each open file hears of it, once
+    a, b = os.open("whole", os.O_WRONLY), os.open("whole", os.O_WRONLY)
+    os.pwrite(a, b"x", 5000)
+    for w in a, b, r:
+        fails(os.fsync, w)
+        os.fsync(w)
+    # the same bytes are no change, and who writes them hears of no other's error
+    os.pwrite(r, old[4000:9000], 4000)
+    os.fsync(r)
+    # appended by several programs
+    pids = []
+    for i in range(4):
+        pids.append(os.fork())
+        if not pids[-1]:
+            with open("log", "ab", 0) as f:
+                for k, line in enumerate(lines(i)):
+                    f.write(line)
+                    if k % 10 == i:
+                        os.fsync(f.fileno())
+            os._exit(0)
+    assert all(os.waitpid(p, 0)[1] == 0 for p in pids)
+    with open("log", "ab", 0) as f:
+        f.write(tail)                   # many requests at once
+        os.fsync(f.fileno())
+    # and beside one who would change what is there
+    w = os.open("log", os.O_WRONLY)
+    with open("log", "ab", 0) as f:
+        os.pwrite(w, b"x", len(old) - 20)
+        f.write(b"the end")
+        fails(os.fsync, w)
+        os.close(w)
+    # immutable: what is refused moves no time
+    with open("im-times", "wb") as f:
+        f.write(old)
+    flags("im-times", 0x10)
+    st = os.stat("im-times")
+    w = os.open("im-times", os.O_RDWR)
+    os.pwrite(w, b"x" * 100, 5000)
+    fails(os.fsync, w)
+    fails(os.truncate, "im-times", 10)
+    fails(os.ftruncate, w, 20000)
+    fails(os.utime, "im-times")
+    fails(os.utime, "im-times", (5, 5))
+    os.close(w)
+    print(st.st_mtime_ns, st.st_ctime_ns, file=open(sys.argv[2], "w"))
+else:
+    assert open("whole", "rb").read() == old
+    data = open("log", "rb").read()
+    assert data.startswith(old) and data.endswith(tail + b"the end")
+    got = data[len(old):-len(tail) - 7].splitlines(True)
+    for i in range(4):
+        assert [x for x in got if x.startswith(b"%d " % i)] == lines(i)
+    assert len(got) == 400
+    st = os.stat("im-times")
+    assert "%d %d\n" % (st.st_mtime_ns, st.st_ctime_ns) == open(sys.argv[2]).read(), "times of a refused write"
+    assert open("im-times", "rb").read() == old
+    for p in "log", "whole", "im-times":
+        flags(p, 0)
+EOF
+if is_root; then
+	python3 "$work/cached.py" make "$work/times"
+fi
+
 # chattr and what it forbids. An open is not asked of us, so it succeeds.
 touch nodump
 mkdir immutable append
@@ -358,6 +456,7 @@ stop
 start -o export
 if is_root; then
 	(cd "$mnt" && python3 "$work/handles.py" "$work/handles" again)
+	(cd "$mnt" && python3 "$work/cached.py" look "$work/times")
 	same "$(cd "$mnt" && getcap cap)" "cap cap_net_raw=ep" "a capability after a mount"
 	same "$(stat -c %a "$mnt/cap")" 700 "mode after a mount"
 	same "$(getfattr -h --absolute-names --only-values -n trusted.a "$mnt/xl")" "of the link"
