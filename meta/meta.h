@@ -65,6 +65,7 @@ struct volume_geometry {
 	uint64_t bytes;			/* of the volume; rounded down to blocks */
 	unsigned block_shift;		/* 12 .. 16; 0: 12 */
 	uint64_t journal_bytes;		/* 0: by size */
+	bool discard;			/* give the image's old blocks back, if it can be */
 	uint8_t uuid[16];
 	char label[LABEL_BYTES];
 	uint32_t root_mode, root_uid, root_gid;	/* mode 0: 0755 */

@@ -237,6 +237,8 @@ int volume_format(struct image *im, const struct volume_geometry *geometry)
 	r = mmp_clear(im);
 	if (r)
 		return r;
+	if (g->discard)
+		image_discard(im, 0, im->bytes);
 	/* The old superblocks first: what is half made shall not be mounted. */
 	for (unsigned i = 0; i < SUPER_SLOTS; i++) {
 		r = image_pwrite(im, &none, sizeof(none), SUPER_SLOT_OFFSET(i));

@@ -29,7 +29,7 @@
 #define EXIT_USAGE 1
 
 struct options {
-	bool force, dry, quiet, verbose, keep;
+	bool force, dry, quiet, verbose;
 	uint64_t block_bytes;
 	uint64_t size;
 	const char *image;
@@ -99,7 +99,7 @@ static void parse_options(int argc, char **argv, struct options *o)
 			o->verbose = true;
 			break;
 		case 'K':
-			o->keep = true;
+			o->geometry.discard = false;
 			break;
 		case 'b':
 			o->block_bytes = size_argument("block size", optarg);
@@ -343,12 +343,6 @@ static int write_volume(const struct options *o, struct image *im)
 			return ret;
 		}
 	}
-	if (!o->keep) {
-		ret = image_discard(im, 0, im->bytes);
-		if (ret && o->verbose)
-			cli_warn("'%s': old blocks not discarded: %s", o->image,
-				 strerror(-ret));
-	}
 	ret = volume_format(im, g);
 	if (ret)
 		cli_warn("cannot write '%s': %s", o->image, cli_error(ret));
@@ -357,7 +351,7 @@ static int write_volume(const struct options *o, struct image *im)
 
 int main(int argc, char **argv)
 {
-	struct options o = {0};
+	struct options o = {.geometry.discard = true};
 	struct timespec t0, t1;
 	struct image *im;
 	bool made;
