@@ -28,7 +28,7 @@ struct checkpoint {
 	struct volume *v;
 	bool clean;
 	uint64_t gen;
-	uint64_t inodes;
+	uint64_t inodes, aside;
 	struct tree frozen[TABLES];
 	struct node_list nodes[TABLES];
 	struct deltas deltas;		/* of transactions */
@@ -48,6 +48,7 @@ static void freeze(void *ctx)
 
 	ck->gen = v->gen++;
 	ck->inodes = v->inodes;
+	ck->aside = v->aside;
 	for (unsigned t = 0; t < TABLE_SPACE; t++) {
 		ck->frozen[t] = v->trees[t];
 		ck->nodes[t] = v->trees[t].dirty;
@@ -233,6 +234,7 @@ static void super_fill(struct checkpoint *ck, struct disk_super *s)
 	s->next_ino = put64(atomic_load(&v->next_ino));
 	s->free_blks = put64(v->bitmap_free);
 	s->inodes = put64(ck->inodes);
+	s->aside = put64(ck->aside);
 	s->written_ns = put64(now_ns());
 	s->flags = put32(ck->clean ? SUPER_CLEAN : 0);
 	for (unsigned t = 0; t < TABLES; t++) {

@@ -116,6 +116,7 @@ struct volume_stat {
 	uint64_t gen;
 	uint64_t journal_units, journal_used;
 	uint64_t pending_blks;		/* of them, not before the next checkpoint */
+	uint64_t aside_blks;		/* in use, unwritten */
 	uint64_t cache_bytes, cache_limit, dirty_bytes;
 	uint64_t commits, groups, flushes, checkpoints, replayed_groups;
 	uint32_t block_bytes;
@@ -298,7 +299,9 @@ int map_write(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 	      const void *buf);
 
 /* Set blocks aside as unwritten where [blk, blk+n) has holes. *next is how far
- * this transaction got; go on from there in another one. */
+ * this transaction got; go on from there in another one. Writing them later
+ * takes nodes, so aside_extra() blocks more are promised until that is done. */
+static inline uint64_t aside_extra(uint64_t blks) { return (blks + 31) / 32; }
 int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 		 uint64_t *next);
 

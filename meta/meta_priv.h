@@ -144,6 +144,7 @@ struct volume {
 	uint64_t gen;			/* being made; the next checkpoint's */
 	uint64_t next_stamp;
 	uint64_t inodes;
+	uint64_t aside;			/* blocks that maps hold unwritten */
 	struct node **hash;
 	size_t hash_mask, cached;	/* nodes in the table */
 	size_t cache_nodes;		/* their bound */
@@ -262,6 +263,7 @@ struct txn {
 	size_t len, cap;
 	unsigned items;
 	bool in_place;			/* writes to blocks set aside before */
+	uint64_t aside, extra;		/* blocks it sets aside; promised for them */
 	size_t promise, used;		/* bytes of the ring held; and logged */
 	uint64_t data_bytes;
 	struct inode_change edit[10];
@@ -366,6 +368,9 @@ static inline void blocks_pend(struct volume *v, uint64_t n)
 uint64_t block_pop_locked(struct volume *v);
 void block_push_locked(struct volume *v, uint64_t block);
 /* These cannot fail after tree_prepare_locked() and a filled pool. */
+/* The value of a key if it is there: up to `cap` bytes of it. */
+bool tree_peek_locked(struct volume *v, enum table t, const void *key, size_t klen,
+		      void *val, size_t cap, size_t *vlen);
 /* True when the key was not there before; true when it was there. */
 bool tree_put_locked(struct volume *v, enum table t, const void *key, size_t klen,
 		     const void *val, size_t vlen);
@@ -399,6 +404,7 @@ void tree_unwritten_locked(struct volume *v, enum table t, struct node_list *l);
 enum spend {
 	SPEND_NONE,		/* nothing of the reserve */
 	SPEND_REWRITE,		/* writes anew what is there already */
+	SPEND_ASIDE,		/* writes what was set aside for it */
 	SPEND_FREEING,		/* gives more than it takes, sooner or later */
 	SPEND_CHECKPOINT,	/* all of it, at once: this is a checkpoint */
 };
@@ -412,6 +418,8 @@ bool txn_cuts_enough(const struct txn *t);
 /* Take blocks: up to `max` extents; fewer than `n` in all when max is small. */
 int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	      unsigned max, unsigned *count, uint64_t *got);
+/* Promise what writing n blocks that are set aside will take. -ENOSPC. */
+int txn_set_aside(struct txn *t, uint64_t n);
 /* Free a run once this commits and a checkpoint has covered it. */
 int txn_free(struct txn *t, uint64_t start, uint64_t len);
 /* One reference more (+1) or less (-1) on blocks that may be shared. */

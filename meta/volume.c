@@ -509,6 +509,7 @@ static int volume_new(struct image *im, const struct volume_options *opt,
 	v->gen = get64(s->gen) + 1;
 	v->next_stamp = random64();
 	v->inodes = get64(s->inodes);
+	v->aside = get64(s->aside) < v->blocks ? get64(s->aside) : v->blocks;
 	atomic_store(&v->durable_gen, get64(s->gen));
 	rwlock_init(&v->commit, RANK_COMMIT, "commit");
 	lock_init(&v->checkpoint, RANK_CHECKPOINT, "checkpoint");
@@ -742,6 +743,7 @@ void volume_stat(struct volume *v, struct volume_stat *out)
 	out->block_bytes = v->block_bytes;
 	rwlock_read(&v->commit);
 	out->inodes = v->inodes;
+	out->aside_blks = v->aside;
 	out->gen = v->gen;
 	out->cache_bytes = v->cached * (v->block_bytes + sizeof(struct node));
 	out->absent_blks = own = space_absent_locked(v);

@@ -1131,6 +1131,61 @@ static void large_files_can_be_removed_from_a_full_volume(void **state)
 	put(w, make(w, ROOT_INO, "again"), "once more", 0);
 }
 
+enum order { UP, DOWN, SHUFFLED, SHARED };
+
+/* Every block that was set aside can be written, one by one, in any order. */
+static void write_aside(struct world *w, enum order order, uint64_t bytes)
+{
+	char buf[BLOCK] = "aside";
+	unsigned r = 3, blocks, *at;
+	uint64_t ino, clone;
+
+	world_of(w, bytes);
+	ino = make(w, ROOT_INO, "f");
+	fill_aside(w, ino);
+	blocks = (unsigned)(stat_of(w, ino).st_size / BLOCK);
+	assert_in_range(blocks, bytes / BLOCK / 4 * 3, bytes / BLOCK);
+	if (order == SHARED) {
+		clone = make(w, ROOT_INO, "clone");
+		OK(fs_copy_file_range(w->fs, ino, 0, clone, 0, blocks * (size_t)BLOCK));
+	}
+	fill(w, make(w, ROOT_INO, "rest"));
+	overwrite(w, find(w, ROOT_INO, "rest"), 1, 10);
+	at = malloc(blocks * sizeof(*at));
+	for (unsigned i = 0; i < blocks; i++) {
+		unsigned j = order >= SHUFFLED ? (unsigned)rand_r(&r) % (i + 1) : i;
+
+		at[i] = at[j];
+		at[j] = i;
+	}
+	for (unsigned i = 0; i < blocks; i++) {
+		unsigned b = order == DOWN ? blocks - 1 - i : at[i];
+
+		if (i == blocks / 2)
+			world_again(w);
+		memcpy(buf + 8, &b, sizeof(b));
+		OK(fs_write(w->fs, ino, buf, BLOCK, (off_t)b * BLOCK, 0));
+		if (i % 64 == 0)
+			OK(fs_fsync(w->fs, ino, false));
+	}
+	world_again(w);
+	for (unsigned b = 0; b < blocks; b++) {
+		assert_int_equal(get(w, ino, buf, BLOCK, (off_t)b * BLOCK), BLOCK);
+		assert_memory_equal(buf + 8, &b, sizeof(b));
+	}
+	free(at);
+	OK(fs_unlink(w->fs, ROOT_INO, "f"));
+}
+
+static void what_was_set_aside_can_be_written_on_a_full_volume(void **state)
+{
+	struct world *w = *state;
+
+	write_aside(w, SHUFFLED, 4 << 20);
+	for (enum order order = UP; order <= SHARED; order++)
+		write_aside(w, order, 32 << 20);
+}
+
 static void a_full_volume_of_a_terabyte_takes_checkpoints(void **state)
 {
 	struct world *w = *state;
@@ -1455,6 +1510,7 @@ int main(void)
 		TEST(a_full_volume_can_be_emptied_and_filled_again),
 		TEST(a_full_volume_that_was_worn_out_can_be_emptied),
 		TEST(large_files_can_be_removed_from_a_full_volume),
+		TEST(what_was_set_aside_can_be_written_on_a_full_volume),
 		TEST(a_full_volume_of_a_terabyte_takes_checkpoints),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),

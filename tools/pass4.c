@@ -439,6 +439,7 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_FILES),
 				 .what = "its length");
 	}
+	f->aside_blks += map_aside(key, klen, val, vlen);
 	if (ino != cur.ino) {
 		ret = inode_begin(f, ino);
 		if (ret)
