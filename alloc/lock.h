@@ -26,6 +26,7 @@ enum lock_rank {
 	/* meta */
 	RANK_REFS = 28,		/* reference counts, from read to commit */
 	RANK_CHECKPOINT = 30,	/* one checkpoint at a time */
+	RANK_PUNCH = 35,	/* free blocks on their way to the host */
 	RANK_ICACHE = 40,	/* table of inodes in memory */
 	RANK_COMMIT = 50,	/* trees, open group: the order of operations */
 	RANK_JOURNAL = 60,	/* groups being written, durable point */

@@ -189,6 +189,27 @@ static int write_space(struct checkpoint *ck)
 	return r ? r : defer(v, &ck->own);
 }
 
+/* In pieces: nobody shall wait for all of it. */
+static int release_run(struct volume *v, uint64_t start, uint64_t len)
+{
+	uint64_t most = DISCARD_PIECE_BYTES >> v->shift;
+	bool discard = v->opt.discard && blk_off(v, len) >= DISCARD_BYTES;
+	int r = 0;
+
+	/* Small holes are left to volume_trim(). */
+	if (!discard)
+		atomic_fetch_add(&v->trim_due, len);
+	for (uint64_t n; len && r == 0; start += n, len -= n) {
+		n = discard && len > most ? most : len;
+		/* A host that can't punch keeps the blocks, no harm. */
+		if (discard)
+			space_discard(v, start, n);
+		r = reserve_release(v, start, n);
+		atomic_fetch_sub(&v->pending_blks, n);
+	}
+	return r;
+}
+
 /* Give freed runs to the host and back to the allocator. */
 static int release(struct volume *v, struct deltas *l)
 {
@@ -206,14 +227,7 @@ static int release(struct volume *v, struct deltas *l)
 
 		while (i + 1 < l->count && l->v[i + 1].start == d.start + d.len)
 			d.len += l->v[++i].len;
-		/* Small holes are left to volume_trim(); a host that can't
-		 * punch keeps the blocks, no harm. */
-		if (v->opt.discard && blk_off(v, d.len) >= DISCARD_BYTES)
-			space_discard(v, d.start, d.len);
-		else
-			atomic_fetch_add(&v->trim_due, d.len);
-		r = reserve_release(v, d.start, d.len);
-		atomic_fetch_sub(&v->pending_blks, d.len);
+		r = release_run(v, d.start, d.len);
 	}
 	reserve_top_up(v);
 	return r;

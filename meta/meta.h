@@ -24,10 +24,11 @@
  *   inode.lock (several: by number)
  *     lock of the table of references
  *       checkpoint lock
- *         table of inodes
- *           commit lock
- *             journal lock
- *               alloc's locks
+ *         lock of punching
+ *           table of inodes
+ *             commit lock
+ *               journal lock
+ *                 alloc's locks
  * Nothing is held over a flush but the checkpoint lock, whose purpose that is.
  */
 
@@ -102,7 +103,7 @@ int volume_checkpoint(struct volume *v);
 /* What the timer does each commit interval. Called by it, and by tests. */
 int volume_tick(struct volume *v);
 
-/* Give free runs of at least min_blks that begin in [from, to) to the host. */
+/* Give the host what is free in [from, to), where it is min_blks long or more. */
 int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 		uint64_t *done_blks);
 

@@ -39,6 +39,9 @@
 #define DISCARD_BYTES (128u << 10)
 #define TRIM_BYTES (4u << 20)
 
+/* So much goes to the host in one call. */
+#define DISCARD_PIECE_BYTES (64u << 20)
+
 /* A block's address that is none: new nodes of a read-only volume. */
 #define FAKE_BLOCK (1ull << 62)
 
@@ -217,6 +220,10 @@ struct volume {
 	_Atomic size_t held_count;
 	_Atomic uint64_t ensured[ENSURED];	/* megabytes that the host has */
 	_Atomic uint64_t discards;		/* what is older is not so */
+
+	/* Held by who takes free blocks to punch them, until he has given them back:
+	 * a writer who finds none waits for it and looks again. */
+	struct lock punch;
 
 	/* -- lock of the table of references -- */
 	struct lock refs;
@@ -461,6 +468,8 @@ int volume_take_waiting(struct volume *v, uint64_t goal, uint64_t n,
 /* How large it shall be, decided when a volume is opened for writing. */
 void reserve_init(struct volume *v);
 void reserve_top_up(struct volume *v);
+/* The allocator's promise of n blocks more, for whoever counts them in then. */
+int reserve_more(struct volume *v, uint64_t n);
 /* A freed run that is free now: to the reserve if that lacks blocks. */
 int reserve_release(struct volume *v, uint64_t start, uint64_t len);
 

@@ -136,10 +136,36 @@ int reserve_release(struct volume *v, uint64_t start, uint64_t len)
 	return r;
 }
 
+/* Blocks that are being punched count as taken: without any, wait for them. */
+static int take_free(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
+		     unsigned max, unsigned *count, uint64_t *got)
+{
+	int r = alloc_vec(v->alloc, goal, n, out, max, count, got);
+
+	if (r != -ENOSPC)
+		return r;
+	lock_lock(&v->punch);
+	r = alloc_vec(v->alloc, goal, n, out, max, count, got);
+	lock_unlock(&v->punch);
+	return r;
+}
+
+int reserve_more(struct volume *v, uint64_t n)
+{
+	int r = alloc_reserve(v->alloc, n);
+
+	if (r != -ENOSPC)
+		return r;
+	lock_lock(&v->punch);
+	r = alloc_reserve(v->alloc, n);
+	lock_unlock(&v->punch);
+	return r;
+}
+
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
 		unsigned max, unsigned *count, uint64_t *got, enum spend spend)
 {
-	int r = alloc_vec(v->alloc, goal, n, out, max, count, got);
+	int r = take_free(v, goal, n, out, max, count, got);
 
 	if (r != -ENOSPC || spend == SPEND_NONE ||
 	    !reserve_spend(v, n, reserve_keep(v, spend)))

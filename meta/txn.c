@@ -301,7 +301,7 @@ int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 int txn_set_aside(struct txn *t, uint64_t n)
 {
 	uint64_t more = aside_extra(t->aside + n) - t->extra;
-	int r = alloc_reserve(t->v->alloc, more);
+	int r = reserve_more(t->v, more);
 
 	if (r)
 		return r;
