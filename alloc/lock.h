@@ -26,7 +26,8 @@ enum lock_rank {
 	/* meta */
 	RANK_REFS = 28,		/* reference counts, from read to commit */
 	RANK_CHECKPOINT = 30,	/* one checkpoint at a time */
-	RANK_FLUSH = 35,	/* one flush of the image at a time */
+	RANK_PUNCH = 34,	/* free blocks on their way to the host */
+	RANK_FLUSH = 36,	/* one flush of the image at a time */
 	RANK_ICACHE = 40,	/* table of inodes in memory */
 	RANK_COMMIT = 50,	/* trees, open group: the order of operations */
 	RANK_JOURNAL = 60,	/* groups being written, durable point */

@@ -25,6 +25,7 @@
  * A full volume: what only frees may use the reserve, what writes anew blocks
  * that are there a part of it, for that can take more room than it gives, or
  * frees nothing (where it cuts up runs, and where clones keep what was there).
+ * What was set aside can always be written: fallocate sees to that.
  * Everything else gets -ENOSPC after fs_reclaim() found nothing.
  */
 #include "fs/fs_priv.h"
@@ -523,7 +524,8 @@ static int punch(struct fs *fs, struct inode *ip, struct range r, uint64_t size)
 	return err ? err : map_finish(fs->v, ip);
 }
 
-/* Are there as many free blocks as the range has holes? */
+/* Are there as many free blocks as the range has holes, and what writing them
+ * will take? */
 static int room_for(struct fs *fs, struct inode *ip, uint64_t blk, uint64_t end)
 {
 	uint64_t holes = 0;
@@ -542,7 +544,7 @@ static int room_for(struct fs *fs, struct inode *ip, uint64_t blk, uint64_t end)
 		blk = to;
 	}
 	volume_stat(fs->v, &st);
-	return holes > st.avail_blks ? -ENOSPC : 0;
+	return holes + aside_extra(holes) > st.avail_blks ? -ENOSPC : 0;
 }
 
 static int prealloc(struct fs *fs, struct inode *ip, const struct range *r,

@@ -28,7 +28,7 @@ struct checkpoint {
 	struct volume *v;
 	bool clean;
 	uint64_t gen;
-	uint64_t inodes;
+	uint64_t inodes, aside;
 	struct tree frozen[TABLES];
 	struct node_list nodes[TABLES];
 	struct deltas deltas;		/* of transactions */
@@ -48,6 +48,7 @@ static void freeze(void *ctx)
 
 	ck->gen = v->gen++;
 	ck->inodes = v->inodes;
+	ck->aside = v->aside;
 	for (unsigned t = 0; t < TABLE_SPACE; t++) {
 		ck->frozen[t] = v->trees[t];
 		ck->nodes[t] = v->trees[t].dirty;
@@ -189,6 +190,27 @@ static int write_space(struct checkpoint *ck)
 	return r ? r : defer(v, &ck->own);
 }
 
+/* In pieces: nobody shall wait for all of it. */
+static int release_run(struct volume *v, uint64_t start, uint64_t len)
+{
+	uint64_t most = DISCARD_PIECE_BYTES >> v->shift;
+	bool discard = v->opt.discard && blk_off(v, len) >= DISCARD_BYTES;
+	int r = 0;
+
+	/* Small holes are left to volume_trim(). */
+	if (!discard)
+		atomic_fetch_add(&v->trim_due, len);
+	for (uint64_t n; len && r == 0; start += n, len -= n) {
+		n = discard && len > most ? most : len;
+		/* A host that can't punch keeps the blocks, no harm. */
+		if (discard)
+			space_discard(v, start, n);
+		r = reserve_release(v, start, n);
+		atomic_fetch_sub(&v->pending_blks, n);
+	}
+	return r;
+}
+
 /* Give freed runs to the host and back to the allocator. */
 static int release(struct volume *v, struct deltas *l)
 {
@@ -206,14 +228,7 @@ static int release(struct volume *v, struct deltas *l)
 
 		while (i + 1 < l->count && l->v[i + 1].start == d.start + d.len)
 			d.len += l->v[++i].len;
-		/* Small holes are left to volume_trim(); a host that can't
-		 * punch keeps the blocks, no harm. */
-		if (v->opt.discard && blk_off(v, d.len) >= DISCARD_BYTES)
-			space_discard(v, d.start, d.len);
-		else
-			atomic_fetch_add(&v->trim_due, d.len);
-		r = reserve_release(v, d.start, d.len);
-		atomic_fetch_sub(&v->pending_blks, d.len);
+		r = release_run(v, d.start, d.len);
 	}
 	reserve_top_up(v);
 	return r;
@@ -235,6 +250,7 @@ static void super_fill(struct checkpoint *ck, struct disk_super *s)
 	s->next_ino = put64(next_ino <= INO_MAX ? next_ino : INO_MAX + 1);
 	s->free_blks = put64(v->bitmap_free);
 	s->inodes = put64(ck->inodes);
+	s->aside = put64(ck->aside);
 	s->written_ns = put64(now_ns());
 	s->flags = put32(ck->clean ? SUPER_CLEAN : 0);
 	for (unsigned t = 0; t < TABLES; t++) {

@@ -134,7 +134,8 @@ struct disk_super {
 	le32 flags;		/* SUPER_ */
 	le32 mounts;		/* writable mounts so far */
 	struct disk_root root[TABLES_MAX];
-	uint8_t reserved[SUPER_BYTES - 248 - TABLES_MAX * 48 - 8];
+	le64 aside;		/* blocks that maps hold unwritten */
+	uint8_t reserved[SUPER_BYTES - 248 - TABLES_MAX * 48 - 16];
 	le64 csum;		/* XXH3-64 of all before it */
 };
 
@@ -293,6 +294,18 @@ static inline uint64_t map_len(const struct disk_map *m)
 	return get32(m->len) | (get32(m->flags) & MAP_LOST ? get64(m->start) << 32 : 0);
 }
 
+/* Of an item of TABLE_FILES: how many blocks it sets aside. */
+static inline uint64_t map_aside(const uint8_t *key, size_t klen, const void *val,
+				 size_t vlen)
+{
+	struct disk_map m;
+
+	if (klen != 17 || key[8] != KEY_MAP || vlen != sizeof(m))
+		return 0;
+	memcpy(&m, val, sizeof(m));
+	return get32(m.flags) == MAP_UNWRITTEN ? get32(m.len) : 0;
+}
+
 /* ---- keys and values of TABLE_REFS ---------------------------------------- */
 
 /* Key: type (1), then by type: */
@@ -389,5 +402,6 @@ FORMAT_SIZE(disk_group, 80);
 FORMAT_SIZE(disk_jitem, 8);
 _Static_assert(offsetof(struct disk_super, gen) == 160, "disk_super.gen");
 _Static_assert(offsetof(struct disk_super, root) == 248, "disk_super.root");
+_Static_assert(offsetof(struct disk_super, aside) == 536, "disk_super.aside");
 
 #endif

@@ -9,7 +9,8 @@
  *
  * Data is never overwritten while it is alive: map_write() puts it into new
  * blocks, or into ones that were set aside unwritten for just that place (for
- * nothing alive is there), and only the commit makes it the file's.
+ * nothing alive is there, and they are shared with no other file), and only the
+ * commit makes it the file's.
  *
  * Calls that change the map see what the transaction holds already: a block's
  * place may be cut out of a run and what is left of it changed again.
@@ -584,7 +585,6 @@ static int places_find(struct txn *t, struct inode *ip, struct writing *w,
 			uint64_t a = m->blk > from ? m->blk : from;
 			uint64_t b = item_end(m) < to ? item_end(m) : to;
 			bool keep = m->flags & MAP_UNWRITTEN &&
-				    !(ip->a.flags & INODE_SHARED) &&
 				    w->count < EXTENTS_MAX;
 
 			if (!txn_has_room(t, cut_items(ip)))
@@ -733,6 +733,8 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 		if (want > max)
 			want = max;
 		r = txn_alloc(t, ip->goal, want, e, 32, &count, &got);
+		if (r == 0)
+			r = txn_set_aside(t, got);
 		for (unsigned i = 0; i < count && r == 0; i++) {
 			struct map_item m = {.blk = blk,
 					     .start = e[i].start,

@@ -24,11 +24,12 @@
  *   inode.lock (several: by number)
  *     lock of the table of references
  *       checkpoint lock
- *         flush lock
- *           table of inodes
- *             commit lock
- *               journal lock
- *                 alloc's locks
+ *         lock of punching
+ *           flush lock
+ *             table of inodes
+ *               commit lock
+ *                 journal lock
+ *                   alloc's locks
  * Nothing is held over a flush but the checkpoint lock and the flush lock, whose
  * purpose that is.
  */
@@ -105,7 +106,7 @@ int volume_checkpoint(struct volume *v);
 /* What the timer does each commit interval. Called by it, and by tests. */
 int volume_tick(struct volume *v);
 
-/* Give free runs of at least min_blks that begin in [from, to) to the host. */
+/* Give the host what is free in [from, to), where it is min_blks long or more. */
 int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 		uint64_t *done_blks);
 
@@ -119,6 +120,7 @@ struct volume_stat {
 	uint64_t gen;
 	uint64_t journal_units, journal_used;
 	uint64_t pending_blks;		/* of them, not before the next checkpoint */
+	uint64_t aside_blks;		/* in use, unwritten */
 	uint64_t cache_bytes, cache_limit, dirty_bytes;
 	uint64_t commits, groups, flushes, checkpoints, replayed_groups;
 	uint32_t block_bytes;
@@ -302,7 +304,9 @@ int map_write(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 	      const void *buf);
 
 /* Set blocks aside as unwritten where [blk, blk+n) has holes. *next is how far
- * this transaction got; go on from there in another one. */
+ * this transaction got; go on from there in another one. Writing them later
+ * takes nodes, so aside_extra() blocks more are promised until that is done. */
+static inline uint64_t aside_extra(uint64_t blks) { return (blks + 31) / 32; }
 int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 		 uint64_t *next);
 

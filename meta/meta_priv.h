@@ -39,6 +39,9 @@
 #define DISCARD_BYTES (128u << 10)
 #define TRIM_BYTES (4u << 20)
 
+/* So much goes to the host in one call. */
+#define DISCARD_PIECE_BYTES (64u << 20)
+
 /* A block's address that is none: new nodes of a read-only volume. */
 #define FAKE_BLOCK (1ull << 62)
 
@@ -146,6 +149,7 @@ struct volume {
 	uint64_t gen;			/* being made; the next checkpoint's */
 	uint64_t next_stamp;
 	uint64_t inodes;
+	uint64_t aside;			/* blocks that maps hold unwritten */
 	struct node **hash;
 	size_t hash_mask, cached;	/* nodes in the table */
 	size_t cache_nodes;		/* their bound */
@@ -225,6 +229,10 @@ struct volume {
 	_Atomic uint64_t ensured[ENSURED];	/* megabytes that the host has */
 	_Atomic uint64_t discards;		/* what is older is not so */
 
+	/* Held by who takes free blocks to punch them, until he has given them back:
+	 * a writer who finds none waits for it and looks again. */
+	struct lock punch;
+
 	/* -- lock of the table of references -- */
 	struct lock refs;
 
@@ -270,6 +278,7 @@ struct txn {
 	size_t len, cap;
 	unsigned items;
 	bool in_place;			/* writes to blocks set aside before */
+	uint64_t aside, extra;		/* blocks it sets aside; promised for them */
 	size_t promise, used;		/* bytes of the ring held; and logged */
 	uint64_t data_bytes;
 	uint64_t touched;		/* bitmaps, by its runs; at most */
@@ -376,6 +385,9 @@ static inline void blocks_pend(struct volume *v, uint64_t n)
 uint64_t block_pop_locked(struct volume *v);
 void block_push_locked(struct volume *v, uint64_t block);
 /* These cannot fail after tree_prepare_locked() and a filled pool. */
+/* The value of a key if it is there: up to `cap` bytes of it. */
+bool tree_peek_locked(struct volume *v, enum table t, const void *key, size_t klen,
+		      void *val, size_t cap, size_t *vlen);
 /* True when the key was not there before; true when it was there. */
 bool tree_put_locked(struct volume *v, enum table t, const void *key, size_t klen,
 		     const void *val, size_t vlen);
@@ -409,6 +421,7 @@ void tree_unwritten_locked(struct volume *v, enum table t, struct node_list *l);
 enum spend {
 	SPEND_NONE,		/* nothing of the reserve */
 	SPEND_REWRITE,		/* writes anew what is there already */
+	SPEND_ASIDE,		/* writes what was set aside for it */
 	SPEND_FREEING,		/* gives more than it takes, sooner or later */
 	SPEND_CHECKPOINT,	/* all of it, at once: this is a checkpoint */
 };
@@ -427,6 +440,8 @@ static inline uint64_t txn_touched_max(const struct volume *v)
 {
 	return v->touched_max / 4;
 }
+/* Promise what writing n blocks that are set aside will take. -ENOSPC. */
+int txn_set_aside(struct txn *t, uint64_t n);
 /* Free a run once this commits and a checkpoint has covered it. */
 int txn_free(struct txn *t, uint64_t start, uint64_t len);
 /* One reference more (+1) or less (-1) on blocks that may be shared. */
@@ -468,6 +483,8 @@ int volume_take_waiting(struct volume *v, uint64_t goal, uint64_t n,
 /* How large it shall be, decided when a volume is opened for writing. */
 void reserve_init(struct volume *v);
 void reserve_top_up(struct volume *v);
+/* The allocator's promise of n blocks more, for whoever counts them in then. */
+int reserve_more(struct volume *v, uint64_t n);
 /* A freed run that is free now: to the reserve if that lacks blocks. */
 int reserve_release(struct volume *v, uint64_t start, uint64_t len);
 

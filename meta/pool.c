@@ -6,8 +6,11 @@
  * checkpoints, and transactions that free. Whoever may take of it stops where it
  * is kept for those below:
  *
- *      SPEND_REWRITE     half of the part for transactions
- *      SPEND_FREEING     the rest of it
+ *      SPEND_REWRITE     three eighths of the part for transactions
+ *      SPEND_ASIDE       an eighth of it, and a block for 32 that are set aside:
+ *                        more than items take that name them one by one, in
+ *                        leaves that are half full
+ *      SPEND_FREEING     the rest
  *      SPEND_CHECKPOINT  the bitmaps that do not exist yet, and twice what one
  *                        checkpoint takes: what it replaces comes back with the
  *                        next one
@@ -54,27 +57,38 @@ void reserve_init(struct volume *v)
 	v->cut_items = (unsigned)clamp(v->reserve_txns / 2 / 3, 8, CUT_ITEMS_MAX);
 }
 
+/* Its parts: for checkpoints, and for what is set aside. */
+static void reserve_parts(struct volume *v, uint64_t *checkpoints, uint64_t *extra)
+{
+	rwlock_read(&v->commit);
+	*checkpoints = space_absent_locked(v) + 2 * v->checkpoint_blks;
+	*extra = aside_extra(v->aside);
+	rwlock_unlock(&v->commit);
+}
+
 static uint64_t reserve_want(struct volume *v)
 {
-	uint64_t absent;
+	uint64_t checkpoints, extra;
 
-	rwlock_read(&v->commit);
-	absent = space_absent_locked(v);
-	rwlock_unlock(&v->commit);
-	return absent + 2 * v->checkpoint_blks + v->reserve_txns;
+	reserve_parts(v, &checkpoints, &extra);
+	return checkpoints + extra + v->reserve_txns;
 }
 
 /* What a spender has to leave in it. */
 static uint64_t reserve_keep(struct volume *v, enum spend spend)
 {
-	uint64_t keep, own = atomic_load(&v->pending_own);
+	uint64_t keep, extra, own = atomic_load(&v->pending_own);
 
 	if (spend == SPEND_CHECKPOINT)
 		return 0;
-	keep = reserve_want(v);
-	keep -= spend == SPEND_REWRITE ? v->reserve_txns / 2 : v->reserve_txns;
+	reserve_parts(v, &keep, &extra);
 	/* The last checkpoint has had its share, and the next gives it back. */
-	return keep - (own < v->checkpoint_blks ? own : v->checkpoint_blks);
+	keep -= own < v->checkpoint_blks ? own : v->checkpoint_blks;
+	if (spend <= SPEND_ASIDE)
+		keep += v->reserve_txns / 2;
+	if (spend <= SPEND_REWRITE)
+		keep += v->reserve_txns / 8 + extra;
+	return keep;
 }
 
 static bool reserve_spend(struct volume *v, uint64_t n, uint64_t keep)
@@ -122,10 +136,36 @@ int reserve_release(struct volume *v, uint64_t start, uint64_t len)
 	return r;
 }
 
+/* Blocks that are being punched count as taken: without any, wait for them. */
+static int take_free(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
+		     unsigned max, unsigned *count, uint64_t *got)
+{
+	int r = alloc_vec(v->alloc, goal, n, out, max, count, got);
+
+	if (r != -ENOSPC)
+		return r;
+	lock_lock(&v->punch);
+	r = alloc_vec(v->alloc, goal, n, out, max, count, got);
+	lock_unlock(&v->punch);
+	return r;
+}
+
+int reserve_more(struct volume *v, uint64_t n)
+{
+	int r = alloc_reserve(v->alloc, n);
+
+	if (r != -ENOSPC)
+		return r;
+	lock_lock(&v->punch);
+	r = alloc_reserve(v->alloc, n);
+	lock_unlock(&v->punch);
+	return r;
+}
+
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
 		unsigned max, unsigned *count, uint64_t *got, enum spend spend)
 {
-	int r = alloc_vec(v->alloc, goal, n, out, max, count, got);
+	int r = take_free(v, goal, n, out, max, count, got);
 
 	if (r != -ENOSPC || spend == SPEND_NONE ||
 	    !reserve_spend(v, n, reserve_keep(v, spend)))

@@ -39,6 +39,8 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#define SHORT_ITEM 64u
+
 struct path {
 	struct node *n[TREE_LEVELS];	/* by level, leaf 0 */
 	int slot[TREE_LEVELS];
@@ -872,16 +874,24 @@ static void insert_at(struct volume *v, struct tree *tr, struct path *p,
 		      unsigned level, unsigned pos, const void *key, size_t klen,
 		      const void *val, size_t vlen);
 
-/* Where to cut: in half by bytes; at the end if that is where `pos` is, so that
- * ascending keys fill their nodes. */
+/*
+ * Where to cut: in half by bytes; at the end if that is where `pos` is, so that
+ * ascending keys fill their nodes. Then a short last item goes along: else, of
+ * keys that come in descending order right behind it, each would come to this
+ * node again and get one of its own.
+ */
 static unsigned split_point(const struct volume *v, const struct node *n,
 			    unsigned pos)
 {
 	unsigned count = node_count(n), i;
 	size_t half = node_used(v, n) / 2, sum = 0;
 
-	if (pos == count)
-		return count;
+	if (pos == count) {
+		struct item last = node_item(n, count - 1);
+
+		return count > 1 && item_bytes(last.klen, last.vlen) <= SHORT_ITEM
+			       ? count - 1 : count;
+	}
 	for (i = 0; i + 1 < count && sum < half; i++) {
 		struct item it = node_item(n, i);
 
@@ -978,6 +988,22 @@ static void insert_at(struct volume *v, struct tree *tr, struct path *p,
 		node_insert(v, n, pos, key, klen, val, vlen);
 	else
 		split_insert(v, tr, p, level, pos, key, klen, val, vlen);
+}
+
+bool tree_peek_locked(struct volume *v, enum table t, const void *key, size_t klen,
+		      void *val, size_t cap, size_t *vlen)
+{
+	struct tree_miss miss;
+	struct path p;
+	struct item it;
+	bool exact = false;
+
+	if (descend(v, &v->trees[t], key, klen, &p, &exact, &miss) || !exact)
+		return false;
+	it = node_item(p.n[0], (unsigned)p.slot[0]);
+	*vlen = it.vlen;
+	memcpy(val, it.val, it.vlen < cap ? it.vlen : cap);
+	return true;
 }
 
 static void path_open_all(struct volume *v, struct tree *tr, struct path *p)

@@ -130,7 +130,7 @@ static void txn_release(struct txn *t)
 	ring_unpromise(t->v, t->promise, t->used);
 	t->promise = t->used = 0;
 	t->len = t->items = t->edits = 0;
-	t->data_bytes = t->touched = 0;
+	t->data_bytes = t->touched = t->aside = t->extra = 0;
 	t->deltas.count = t->ref_count = t->ref_bytes = 0;
 	t->in_place = false;
 	if (store || t->cap > 65536) {
@@ -253,6 +253,7 @@ static int txn_extent(struct txn *t, enum journal_item type, uint64_t start,
 	return txn_item(t, type, 0, run, sizeof(run), NULL, 0);
 }
 
+/* For blocks of files. */
 static enum spend spend_of(const struct txn *t)
 {
 	static const enum spend of[] = {
@@ -262,6 +263,14 @@ static enum spend spend_of(const struct txn *t)
 	};
 
 	return of[t->kind];
+}
+
+/* For nodes. */
+static enum spend spend_of_nodes(const struct txn *t)
+{
+	enum spend spend = spend_of(t);
+
+	return t->in_place && spend < SPEND_ASIDE ? SPEND_ASIDE : spend;
 }
 
 int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
@@ -288,6 +297,18 @@ int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	for (; r && i < *count; i++)
 		alloc_free(v->alloc, out[i].start, out[i].len);
 	return r;
+}
+
+int txn_set_aside(struct txn *t, uint64_t n)
+{
+	uint64_t more = aside_extra(t->aside + n) - t->extra;
+	int r = reserve_more(t->v, more);
+
+	if (r)
+		return r;
+	t->aside += n;
+	t->extra += more;
+	return 0;
 }
 
 int txn_free(struct txn *t, uint64_t start, uint64_t len)
@@ -404,6 +425,8 @@ void txn_abort(struct txn *t)
 		else
 			alloc_free(v->alloc, d->start, d->len);
 	}
+	if (t->extra)
+		alloc_unreserve(v->alloc, t->extra);
 	held_list_free(t->held.head);
 	t->held = (struct held_list){0};
 	for (unsigned i = 0; i < t->edits; i++)
@@ -631,10 +654,32 @@ static bool is_inode_key(const struct disk_jitem *ji)
 	       ji->bytes[8] == KEY_INODE;
 }
 
+/* The item takes another's place: how many blocks are set aside after it. An
+ * older volume may have more of them than it counts. */
+static void aside_count_locked(struct volume *v, const struct disk_jitem *ji)
+{
+	size_t klen = get16(ji->klen), old_len;
+	uint8_t old[sizeof(struct disk_map)];
+	uint64_t less = 0;
+
+	if (ji->table != TABLE_FILES || klen != 17 || ji->bytes[8] != KEY_MAP)
+		return;
+	if (tree_peek_locked(v, TABLE_FILES, ji->bytes, klen, old, sizeof(old),
+			     &old_len))
+		less = map_aside(ji->bytes, klen, old, old_len);
+	if (ji->type == JITEM_PUT)
+		v->aside += map_aside(ji->bytes, klen, ji->bytes + klen,
+				      get16(ji->vlen));
+	v->aside -= less < v->aside ? less : v->aside;
+}
+
 static int item_apply_locked(struct volume *v, const struct disk_jitem *ji)
 {
 	size_t klen = get16(ji->klen), vlen = get16(ji->vlen);
 	le64 run[2];
+
+	if (ji->type == JITEM_PUT || ji->type == JITEM_DEL)
+		aside_count_locked(v, ji);
 
 	switch (ji->type) {
 	case JITEM_PUT:
@@ -771,6 +816,7 @@ static void apply_locked(struct txn *t)
 	for (size_t i = 0; i < t->deltas.count; i++)
 		*(t->deltas.v[i].free ? &freed : &taken) += t->deltas.v[i].len;
 	atomic_fetch_sub(&v->free_blks, taken);
+	atomic_fetch_add(&v->reserve_held, t->extra);
 	blocks_pend(v, freed);
 	for (unsigned i = 0; i < t->edits; i++) {
 		t->edit[i].ip->a = t->edit[i].a;
@@ -794,10 +840,7 @@ int txn_commit(struct txn *t)
 		return 0;
 	}
 	if (r == 0)
-		r = commit_lock_prepared(v, t->buf, t->items,
-					 t->in_place && t->kind == TXN_NORMAL
-						 ? SPEND_REWRITE
-						 : spend_of(t));
+		r = commit_lock_prepared(v, t->buf, t->items, spend_of_nodes(t));
 	if (r == 0 && !v->readonly) {
 		r = journal_room_locked(v, t->len);
 		if (r)

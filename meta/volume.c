@@ -467,6 +467,7 @@ static void volume_free(struct volume *v)
 	free(v->pool);
 	rwlock_fini(&v->commit);
 	lock_fini(&v->checkpoint);
+	lock_fini(&v->punch);
 	lock_fini(&v->refs);
 	lock_fini(&v->timer);
 	pthread_cond_destroy(&v->timer_wake);
@@ -515,9 +516,11 @@ static int volume_new(struct image *im, const struct volume_options *opt,
 	v->gen = get64(s->gen) + 1;
 	v->next_stamp = random64();
 	v->inodes = get64(s->inodes);
+	v->aside = get64(s->aside) < v->blocks ? get64(s->aside) : v->blocks;
 	atomic_store(&v->durable_gen, get64(s->gen));
 	rwlock_init(&v->commit, RANK_COMMIT, "commit");
 	lock_init(&v->checkpoint, RANK_CHECKPOINT, "checkpoint");
+	lock_init(&v->punch, RANK_PUNCH, "punching");
 	lock_init(&v->refs, RANK_REFS, "references");
 	lock_init(&v->timer, RANK_LEAF, "timer");
 	pthread_cond_init(&v->timer_wake, NULL);
@@ -724,6 +727,49 @@ int volume_checkpoint(struct volume *v)
 	return v->readonly ? -EROFS : checkpoint_run(v, false);
 }
 
+/*
+ * Punch free blocks from `start` on, at most n. They are ours meanwhile. Where
+ * somebody has taken some of them, fewer; 0 if the first is not to be had.
+ */
+static int punch_some(struct volume *v, uint64_t start, uint64_t *n)
+{
+	int r = 0;
+
+	lock_lock(&v->punch);
+	while (*n && alloc_exact(v->alloc, start, *n))
+		*n /= 2;
+	if (*n) {
+		r = space_discard(v, start, *n);
+		alloc_free(v->alloc, start, *n);
+	}
+	lock_unlock(&v->punch);
+	return r;
+}
+
+/* A few at a time, so that nobody waits long for them. */
+static int punch_run(struct volume *v, uint64_t start, uint64_t end,
+		     uint64_t *done)
+{
+	uint64_t most = DISCARD_PIECE_BYTES >> v->shift;
+	int r = 0;
+
+	if (most > v->blocks / 16 + 1)
+		most = v->blocks / 16 + 1;
+	while (r == 0 && start < end) {
+		uint64_t n = end - start < most ? end - start : most;
+
+		/* All that is free is promised: none is to be had at all. */
+		if (n > alloc_free_units(v->alloc))
+			n = alloc_free_units(v->alloc);
+		if (!n)
+			break;
+		r = punch_some(v, start, &n);
+		*done += n;
+		start += n ? n : 1;
+	}
+	return r;
+}
+
 int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 		uint64_t *done_blks)
 {
@@ -732,21 +778,17 @@ int volume_trim(struct volume *v, uint64_t from, uint64_t to, uint64_t min_blks,
 	int r = v->alloc ? 0 : -EROFS;
 
 	while (r == 0 && from < to) {
+		uint64_t start, end;
+
 		r = alloc_next_free(v->alloc, from, &e);
 		if (r || e.start >= to)
 			break;
-		from = e.start + e.len;
-		/* The blocks are ours while they are punched; a few at a time,
-		 * so that nobody finds the volume full meanwhile. */
-		for (uint64_t n; e.len >= (min_blks ? min_blks : 1) && r == 0;
-		     e.start += n, e.len -= n) {
-			n = e.len < v->blocks / 16 + 1 ? e.len : v->blocks / 16 + 1;
-			if (alloc_exact(v->alloc, e.start, n))
-				continue;
-			r = space_discard(v, e.start, n);
-			alloc_free(v->alloc, e.start, n);
-			done += n;
-		}
+		/* A run is told from its start, which may lie before. */
+		start = e.start > from ? e.start : from;
+		end = e.start + e.len < to ? e.start + e.len : to;
+		if (end - start >= min_blks)
+			r = punch_run(v, start, end, &done);
+		from = end;
 	}
 	if (done_blks)
 		*done_blks = done;
@@ -762,6 +804,7 @@ void volume_stat(struct volume *v, struct volume_stat *out)
 	out->block_bytes = v->block_bytes;
 	rwlock_read(&v->commit);
 	out->inodes = v->inodes;
+	out->aside_blks = v->aside;
 	out->gen = v->gen;
 	out->cache_bytes = v->cached * (v->block_bytes + sizeof(struct node));
 	out->absent_blks = own = space_absent_locked(v);

@@ -40,7 +40,7 @@ struct check {
 	uint8_t *owner;
 	uint32_t *refs;		/* how many maps name a block */
 	uint32_t *want;		/* how many the table of references says */
-	uint64_t inodes;
+	uint64_t inodes, aside;
 	struct link *link;
 	size_t links, link_room;
 	uint64_t *orphan;
@@ -171,6 +171,7 @@ static int on_file(void *ctx, enum table table, const uint8_t *key, size_t klen,
 	(void)table;
 	if (klen < 9)
 		return bad(c, "key of %zu bytes in the table of files", klen);
+	c->aside += map_aside(key, klen, val, vlen);
 	ino = be64_get(key);
 	if (ino != c->ino) {
 		if (inode_done(c))
@@ -413,6 +414,9 @@ static int check_space(struct check *c)
 		return bad(c, "the volume says %" PRIu64 " free blocks and %" PRIu64
 			   " for bitmaps, the bitmaps %" PRIu64, st.free_blks,
 			   st.absent_blks, free_blks);
+	if (st.aside_blks != c->aside)
+		return bad(c, "the volume says %" PRIu64 " blocks are set aside, %" PRIu64
+			   " are", st.aside_blks, c->aside);
 	if (st.inodes != c->inodes)
 		return bad(c, "the volume says %" PRIu64 " inodes, has %" PRIu64,
 			   st.inodes, c->inodes);

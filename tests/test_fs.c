@@ -1356,6 +1356,61 @@ static void large_files_can_be_removed_from_a_full_volume(void **state)
 	put(w, make(w, ROOT_INO, "again"), "once more", 0);
 }
 
+enum order { UP, DOWN, SHUFFLED, SHARED };
+
+/* Every block that was set aside can be written, one by one, in any order. */
+static void write_aside(struct world *w, enum order order, uint64_t bytes)
+{
+	char buf[BLOCK] = "aside";
+	unsigned r = 3, blocks, *at;
+	uint64_t ino, clone;
+
+	world_of(w, bytes);
+	ino = make(w, ROOT_INO, "f");
+	fill_aside(w, ino);
+	blocks = (unsigned)(stat_of(w, ino).st_size / BLOCK);
+	assert_in_range(blocks, bytes / BLOCK / 4 * 3, bytes / BLOCK);
+	if (order == SHARED) {
+		clone = make(w, ROOT_INO, "clone");
+		OK(fs_copy_file_range(w->fs, ino, 0, clone, 0, blocks * (size_t)BLOCK));
+	}
+	fill(w, make(w, ROOT_INO, "rest"));
+	overwrite(w, find(w, ROOT_INO, "rest"), 1, 10);
+	at = malloc(blocks * sizeof(*at));
+	for (unsigned i = 0; i < blocks; i++) {
+		unsigned j = order >= SHUFFLED ? (unsigned)rand_r(&r) % (i + 1) : i;
+
+		at[i] = at[j];
+		at[j] = i;
+	}
+	for (unsigned i = 0; i < blocks; i++) {
+		unsigned b = order == DOWN ? blocks - 1 - i : at[i];
+
+		if (i == blocks / 2)
+			world_again(w);
+		memcpy(buf + 8, &b, sizeof(b));
+		OK(fs_write(w->fs, ino, buf, BLOCK, (off_t)b * BLOCK, 0));
+		if (i % 64 == 0)
+			OK(fs_fsync(w->fs, ino, false));
+	}
+	world_again(w);
+	for (unsigned b = 0; b < blocks; b++) {
+		assert_int_equal(get(w, ino, buf, BLOCK, (off_t)b * BLOCK), BLOCK);
+		assert_memory_equal(buf + 8, &b, sizeof(b));
+	}
+	free(at);
+	OK(fs_unlink(w->fs, ROOT_INO, "f"));
+}
+
+static void what_was_set_aside_can_be_written_on_a_full_volume(void **state)
+{
+	struct world *w = *state;
+
+	write_aside(w, SHUFFLED, 4 << 20);
+	for (enum order order = UP; order <= SHARED; order++)
+		write_aside(w, order, 32 << 20);
+}
+
 static void a_full_volume_of_a_terabyte_takes_checkpoints(void **state)
 {
 	struct world *w = *state;
@@ -1379,6 +1434,117 @@ static void a_full_volume_of_a_terabyte_takes_checkpoints(void **state)
 	assert_in_range(avail(w), before - 64 - (1u << 13), before);
 	world_again(w);
 	put(w, make(w, ROOT_INO, "again"), "once more", 0);
+}
+
+/* ---- what the host gets back ------------------------------------------------------- */
+
+/* Blocks that discards have named; what is done in the midst of a large one. */
+static struct {
+	const struct image_ops *real;
+	struct image_ops ops;
+	uint8_t times[VOLUME_BYTES / BLOCK];
+	void (*during)(void *arg);
+	void *arg;
+} punched;
+
+static int note_discard(struct image *im, uint64_t off, uint64_t len)
+{
+	void (*during)(void *arg) = len >= 1 << 20 ? punched.during : NULL;
+
+	for (uint64_t b = off / BLOCK; b < (off + len) / BLOCK; b++)
+		punched.times[b]++;
+	if (during) {
+		punched.during = NULL;
+		during(punched.arg);
+	}
+	return punched.real->discard(im, off, len);
+}
+
+static void note_discards(struct world *w)
+{
+	memset(&punched, 0, sizeof(punched));
+	punched.real = w->im->ops;
+	punched.ops = *w->im->ops;
+	punched.ops.discard = note_discard;
+	w->im->ops = &punched.ops;
+}
+
+static void a_trim_punches_what_is_free_in_its_range_once(void **state)
+{
+	struct world *w = *state;
+	uint64_t done, from = 0, free = 0, ino;
+	struct extent e;
+
+	/* Free and used blocks by turns, in part of the range. */
+	ino = make(w, ROOT_INO, "f");
+	OK(fs_fallocate(w->fs, ino, 0, 0, 8000 * BLOCK));
+	for (off_t i = 0; i < 8000; i += 16)
+		OK(fs_fallocate(w->fs, ino, FALLOC_FL_PUNCH_HOLE |
+				FALLOC_FL_KEEP_SIZE, i * BLOCK, 8 * BLOCK));
+	OK(volume_checkpoint(w->v));
+	note_discards(w);
+	/* From within a run, to within a run. */
+	OK(fs_trim(w->fs, 5000 * BLOCK, 6000 * BLOCK, 0, &done));
+	for (uint64_t b = 0; b < VOLUME_BYTES / BLOCK; b++)
+		assert_true(punched.times[b] <= (b >= 5000 && b < 11000));
+	while (!alloc_next_free(volume_alloc(w->v), from, &e)) {
+		for (from = e.start; from < e.start + e.len; from++) {
+			if (from < 5000 || from >= 11000)
+				continue;
+			assert_int_equal(punched.times[from], 1);
+			free++;
+		}
+	}
+	assert_in_range(free, 1000, 5999);
+	assert_int_equal(done, free * BLOCK);
+	w->im->ops = punched.real;
+}
+
+struct late_writer {
+	struct world *w;
+	pthread_t thread;
+	uint64_t ino;
+	unsigned blocks;
+};
+
+static void *late_fill(void *arg)
+{
+	struct late_writer *l = arg;
+
+	l->blocks = fill(l->w, l->ino);
+	return NULL;
+}
+
+/* He comes while blocks are being punched. On a busy machine he may come later. */
+static void begin_to_fill(void *arg)
+{
+	struct late_writer *l = arg;
+
+	assert_int_equal(pthread_create(&l->thread, NULL, late_fill, l), 0);
+	usleep(200000);
+}
+
+static void blocks_that_are_being_punched_are_waited_for(void **state)
+{
+	struct world *w = *state;
+	struct late_writer l = {.w = w};
+	unsigned blocks;
+	uint64_t done;
+
+	l.ino = make(w, ROOT_INO, "f");
+	blocks = fill(w, l.ino);
+	resize(w, l.ino, (off_t)(blocks - 512) * BLOCK);
+	OK(volume_checkpoint(w->v));
+	OK(volume_checkpoint(w->v));
+	l.ino = make(w, ROOT_INO, "more");
+	note_discards(w);
+	punched.during = begin_to_fill;
+	punched.arg = &l;
+	OK(fs_trim(w->fs, 0, VOLUME_BYTES, 0, &done));
+	assert_null(punched.during);
+	pthread_join(l.thread, NULL);
+	assert_in_range(l.blocks, 512 - 16, 512 + 16);
+	w->im->ops = punched.real;
 }
 
 /* ---- threads -------------------------------------------------------------------------------------- */
@@ -1808,7 +1974,10 @@ int main(void)
 		TEST(a_full_volume_can_be_emptied_and_filled_again),
 		TEST(a_full_volume_that_was_worn_out_can_be_emptied),
 		TEST(large_files_can_be_removed_from_a_full_volume),
+		TEST(what_was_set_aside_can_be_written_on_a_full_volume),
 		TEST(a_full_volume_of_a_terabyte_takes_checkpoints),
+		TEST(a_trim_punches_what_is_free_in_its_range_once),
+		TEST(blocks_that_are_being_punched_are_waited_for),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(as_much_is_lost_as_a_file_is_long),

@@ -362,7 +362,7 @@ static void forget(struct fsck *f)
 	repairs_fini(&f->repairs);
 	memset(f->nodes, 0, sizeof(f->nodes));
 	memset(f->items, 0, sizeof(f->items));
-	f->inode_count = f->data_blks = f->free_blks = 0;
+	f->inode_count = f->aside_blks = f->data_blks = f->free_blks = 0;
 	memset(f->lost, 0, sizeof(f->lost));
 	free(f->gone);
 	f->gone = NULL;

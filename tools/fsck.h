@@ -201,6 +201,7 @@ enum repair_field {
 	FIELD_BTIME,
 	SUPER_FREE = 100,
 	SUPER_INODES,
+	SUPER_ASIDE,
 	SUPER_NEXT_INO,
 	SUPER_NODES,		/* + table */
 	SUPER_ITEMS = SUPER_NODES + TABLES_MAX,
@@ -261,6 +262,7 @@ struct fsck {
 	uint64_t free_blks;		/* by the bitmaps */
 	uint64_t data_blks;		/* verified */
 	uint64_t inode_count;
+	uint64_t aside_blks;		/* unwritten in maps */
 	uint64_t next_ino_want;		/* 0: the superblock has it right */
 	uint64_t nodes[TABLES], items[TABLES];
 	bool refs_anew;			/* a reference count is to be corrected */

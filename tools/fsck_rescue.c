@@ -53,7 +53,7 @@ struct root {
 
 /* What was found below a root. */
 struct census {
-	uint64_t nodes, items, inodes, max_ino, lost;
+	uint64_t nodes, items, inodes, aside, max_ino, lost;
 };
 
 /* A group in the ring; of the blocks that all of them take and free, its own
@@ -310,14 +310,18 @@ static int scan_nodes(struct rescue *r)
 
 /* ---- below a root ------------------------------------------------------------------ */
 
-static void count_item(struct census *c, const uint8_t *key, size_t klen)
+static void count_item(struct census *c, const struct disk_item *it)
 {
+	const uint8_t *key = it->bytes;
+	size_t klen = get16(it->klen);
+
 	c->items++;
 	if (klen < 9)
 		return;
 	if (be64_get(key) > c->max_ino && be64_get(key) <= INO_MAX)
 		c->max_ino = be64_get(key);
 	c->inodes += key[8] == KEY_INODE;
+	c->aside += map_aside(key, klen, key + klen, get16(it->vlen));
 }
 
 static int count_below(struct rescue *r, const struct disk_ptr *ptr,
@@ -352,7 +356,7 @@ static int count_below(struct rescue *r, const struct disk_ptr *ptr,
 			break;
 		}
 		if (!level) {
-			count_item(c, it->bytes, get16(it->klen));
+			count_item(c, it);
 			continue;
 		}
 		memcpy(&child, it->bytes + get16(it->klen), sizeof(child));
@@ -401,6 +405,7 @@ static int set_root(struct rescue *r, bool whole, bool *found)
 		.items = put64(r->census.items),
 		.level = put32(root->level)};
 	r->s.inodes = put64(r->census.inodes);
+	r->s.aside = put64(r->census.aside);
 	/* None is given out twice, however many had been since. */
 	next_ino = r->census.max_ino + (1ull << 40);
 	r->s.next_ino = put64(next_ino <= INO_MAX ? next_ino : INO_MAX + 1);

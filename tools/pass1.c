@@ -289,6 +289,8 @@ static void super_set(struct disk_super *s, uint64_t field, uint64_t value)
 		s->free_blks = put64(value);
 	else if (field == SUPER_INODES)
 		s->inodes = put64(value);
+	else if (field == SUPER_ASIDE)
+		s->aside = put64(value);
 	else if (field == SUPER_NEXT_INO)
 		s->next_ino = put64(value);
 	else if (field >= SUPER_NODES && field < SUPER_NODES + TABLES)

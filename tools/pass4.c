@@ -442,6 +442,7 @@ static int files_item(struct fsck *f, const uint8_t *key, size_t klen,
 	if (ino > INO_MAX)
 		return ITEM_AWAY(f, P_KEY_FORM, .name = table_name(TABLE_FILES),
 				 .ino = ino, .what = "its inode number");
+	f->aside_blks += map_aside(key, klen, val, vlen);
 	if (ino != cur.ino) {
 		ret = inode_begin(f, ino);
 		if (ret)

@@ -270,6 +270,9 @@ static int check_counts(struct fsck *f)
 	if (!ret)
 		ret = count_wrong(f, P_SUPER_INODES, SUPER_INODES, NULL,
 				  get64(s->inodes), f->inode_count);
+	if (!ret)
+		ret = count_wrong(f, P_SUPER_ASIDE, SUPER_ASIDE, NULL,
+				  get64(s->aside), f->aside_blks);
 	for (unsigned t = 0; !ret && t < TABLES; t++) {
 		ret = count_wrong(f, P_ROOT_NODES, SUPER_NODES + t, table_name(t),
 				  get64(s->root[t].nodes), f->nodes[t]);

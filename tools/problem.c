@@ -71,6 +71,9 @@ static const struct row rows[PROBLEMS] = {
 		"rebuilt from trees and journal, with a new UUID and no label"},
 	[P_SUPER_NO_TREE] = {"S13", SEVERE, NONE,
 		"no tree of files is left in the image", NULL},
+	[P_SUPER_ASIDE] = {"S14", ERROR, SAFE,
+		"the superblock counts %x blocks set aside, there are %y",
+		"count corrected"},
 
 	[P_JOURNAL_REPLAY] = {"J01", NOTE, SAFE,
 		"the journal holds %x {group|groups} to be replayed", "replayed"},

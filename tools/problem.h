@@ -26,6 +26,7 @@ enum problem_id {
 	P_SUPER_STALE,
 	P_SUPER_NONE,
 	P_SUPER_NO_TREE,
+	P_SUPER_ASIDE,
 	/* journal */
 	P_JOURNAL_REPLAY,
 	P_JOURNAL_GROUP,

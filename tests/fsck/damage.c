@@ -36,8 +36,8 @@
  *                                    the node again
  *   many N                           N files more in /many
  *   data PATH BLK                    spoil a block of data
- *   super SLOT FIELD VALUE           gen blocks free inodes next_ino flags uuid
- *                                    nodesT itemsT shift version
+ *   super SLOT FIELD VALUE           gen blocks free inodes aside next_ino flags
+ *                                    uuid nodesT itemsT shift version
  *                                    compat ro_compat incompat; 'spoil'
  *   group N                          spoil the Nth group of the journal
  *   scatter PATH N                   a file of every second of 2 N blocks
@@ -801,6 +801,8 @@ static void super_field(unsigned slot, const char *field, const char *value)
 		FIELD64(p, free_blks);
 	else if (IS("inodes"))
 		FIELD64(p, inodes);
+	else if (IS("aside"))
+		FIELD64(p, aside);
 	else if (IS("next_ino"))
 		FIELD64(p, next_ino);
 	else if (IS("flags"))
