@@ -474,8 +474,10 @@ void scripts_resume(struct scripts *all)
 	}
 	if (!in_order(all, at, why, sizeof(why)))
 		fail_msg("%s: after it was killed: %s", all->again, why);
-	for (unsigned i = 0; i < all->n; i++)
-		all->script[i].steps = all->script[i].done = at[i].most;
+	for (unsigned i = 0; i < all->n; i++) {
+		all->script[i].steps = at[i].most;
+		all->script[i].done = at[i].most;
+	}
 }
 
 static void judge(const struct scripts *all, struct fs *fs, const struct fault_cut *cut,

@@ -291,6 +291,7 @@ int undo_image(struct image *under, const char *path, struct image **out)
 	u->im = (struct image){.ops = &undo_ops,
 			       .bytes = under->bytes,
 			       .blockdev = under->blockdev,
+			       .holder = under->holder,
 			       .name = strdup(path)};
 	u->buf = malloc(UNDO_UNIT + UNDO_RECORD_MAX);
 	ret = begin(u);
