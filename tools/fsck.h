@@ -32,6 +32,9 @@
 #define INO_NAMED 0x40u		/* second look: its first entry was met */
 #define INO_ODD_MODE 0x80u	/* it is no known kind of file */
 
+#define FATE_REMADE 1u		/* it is to be made anew */
+#define FATE_DROPPED 2u		/* what else belongs to it is to go */
+
 struct ino_rec {
 	uint64_t ino;
 	uint32_t nlink;		/* as the inode says */
@@ -40,7 +43,7 @@ struct ino_rec {
 	uint8_t flags;		/* INO_ */
 	uint8_t type;		/* DT_, by its mode */
 	uint8_t entry_type;	/* DT_, by its first entry */
-	bool remade;		/* its inode item was lost and will be made anew */
+	uint8_t fate;		/* FATE_, where its inode item is lost */
 };
 
 struct dir_rec {
@@ -264,7 +267,6 @@ struct fsck {
 	uint64_t next_ino_want;		/* 0: the superblock has it right */
 	uint64_t nodes[TABLES], items[TABLES];
 	bool refs_anew;			/* a reference count is to be corrected */
-	bool drop_lost;			/* items without an inode are to go */
 	bool look_again;		/* the second walk is needed */
 	bool incomplete;		/* nodes are lost: counts mean little */
 	bool lost[TABLES];		/* of these tables */

@@ -193,7 +193,7 @@ static int check_entry(struct look *l, uint64_t dir, const struct ent *e)
 	struct fsck *f = l->f;
 	struct ino_rec *r = ino_find(&f->inodes, e->ino);
 
-	if (r && r->remade)
+	if (r && r->fate == FATE_REMADE)
 		return 0;
 	if (!r || !(r->flags & INO_SEEN)) {
 		if (PROBLEM(P_ENTRY_NO_INODE, .dir = dir, .ino = e->ino,
@@ -352,14 +352,6 @@ static int look_node(void *ctx, enum table t, unsigned level, uint64_t block)
 
 /* ---- items without an inode ------------------------------------------------------------ */
 
-static bool is_lost(struct fsck *f, uint64_t ino)
-{
-	const struct ino_rec *r = ino_find(&f->inodes, ino);
-
-	return problem_count(P_INODE_MISSING) &&
-	       !(r && (r->flags & INO_SEEN || r->remade));
-}
-
 /* Pass 4 has said it once for all items of the inode. */
 static int item_lost(struct look *l, enum table t, const uint8_t *key, size_t klen)
 {
@@ -369,7 +361,7 @@ static int item_lost(struct look *l, enum table t, const uint8_t *key, size_t kl
 			   .name = (char *)key,
 			   .name_len = (uint16_t)klen};
 
-	return l->f->drop_lost ? repair_later(l->f, &r) : 0;
+	return repair_later(l->f, &r);
 }
 
 /* ---- the walk ----------------------------------------------------------------------------- */
@@ -379,6 +371,7 @@ static int look_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 {
 	struct look *l = ctx;
 	uint64_t ino = klen >= 8 ? be64_get(key) : 0;
+	const struct ino_rec *r;
 
 	if (t == TABLE_SPACE && klen == 8 && vlen == sizeof(struct disk_space)) {
 		struct disk_space d;
@@ -389,7 +382,8 @@ static int look_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 	}
 	if (t != TABLE_FILES || klen < 9)
 		return 0;
-	if (is_lost(l->f, ino))
+	r = ino_find(&l->f->inodes, ino);
+	if (r && r->fate == FATE_DROPPED)
 		return item_lost(l, t, key, klen);
 	if (key[8] == KEY_DIRENT)
 		return look_dirent(l, ino, key + 9, klen - 9, val, vlen);
