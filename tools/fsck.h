@@ -314,6 +314,8 @@ int repair_all(struct fsck *f);
 /* Can a node be read now that could not when the round passed? Then what was
  * found without it does not hold. */
 bool repair_hasty(struct fsck *f);
+/* Are all bitmaps to be made anew? */
+bool repair_bitmaps_anew(const struct fsck *f);
 int repair_super(struct fsck *f);
 void repairs_fini(struct repairs *r);
 /*
@@ -368,6 +370,9 @@ int item_away(struct fsck *f, enum problem_id id, const struct finding *what);
 #define ITEM_AWAY(f, id, ...) item_away(f, id, &(struct finding){__VA_ARGS__})
 /* Mark blocks as owned by inode `ino` (0: the volume). Shared ones are noted. */
 int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len);
+/* Nodes of the table of references, marked before any count was known: those that
+ * stand where one says that files share. */
+int fsck_own_counted(struct fsck *f);
 /*
  * References to blocks, each an extent: fn is told of stretches of one count,
  * in order, from block 0 to the volume's end.
@@ -436,6 +441,8 @@ struct cur;
 int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 	     size_t vlen);
 int map_end(struct fsck *f, struct cur *c);
+/* Why a run makes no sense, or NULL. */
+const char *run_wrong(const struct disk_map *m, size_t vlen);
 /* Of an inode whose item is lost: may it have gone on behind its last run? Then
  * one block more is noted as lost, so that who reads it all meets an error. */
 bool map_end_lost(struct fsck *f, struct cur *c);

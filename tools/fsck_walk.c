@@ -113,7 +113,7 @@ static int own_alone(struct fsck *f, uint64_t start, uint64_t len)
 
 static int own_shared(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len)
 {
-	struct ino_rec *r = ino ? ino_find(&f->inodes, ino) : NULL;
+	struct ino_rec *r = ino_find(&f->inodes, ino);
 
 	if (r)
 		r->flags |= INO_SHARES;
@@ -131,10 +131,36 @@ static int own_shared(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len
 	return 0;
 }
 
+/* What is the volume's own, files do not share. */
+static int own_counted(struct fsck *f, uint64_t start, uint64_t len)
+{
+	const struct ref_run *r = ref_at(f, start);
+
+	if (!r || r->start >= start + len)
+		return 0;
+	f->look_again = true;
+	return runs_add(&f->twice, start, len);
+}
+
+static int node_counted(void *ctx, enum table t, unsigned level, uint64_t block)
+{
+	(void)t, (void)level;
+	return block >= 1ull << 62 ? 0 : own_counted(ctx, block, 1);
+}
+
+int fsck_own_counted(struct fsck *f)
+{
+	struct walk w = {.ctx = f, .node = node_counted};
+
+	return f->ref_count ? volume_walk(f->v, TABLE_REFS, &w) : 0;
+}
+
 int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len)
 {
-	int ret = 0;
+	int ret = ino ? 0 : own_counted(f, start, len);
 
+	if (!ino)
+		return ret ? ret : own_alone(f, start, len);
 	while (!ret && len) {
 		const struct ref_run *r = ref_at(f, start);
 		uint64_t n = len;
