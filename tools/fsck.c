@@ -569,6 +569,8 @@ int main(int argc, char **argv)
 	}
 	forget(&f);
 	free(f.gaps);
+	free(f.gap_open);
+	index_fini(&f.gap_at);
 	saved_fini(&f);
 	if (f.im != f.file)
 		image_close(f.im);

@@ -110,6 +110,19 @@ const uint8_t *blocks_page(const struct blocks *b, uint64_t page);
  */
 void *grow(void *v, size_t size, size_t count, size_t *room);
 
+/* Places in an array by a number, which several may have. */
+struct index {
+	struct index_slot {
+		uint64_t key;
+		size_t place;	/* + 1; 0: none */
+	} *slot;
+	size_t mask, count;
+};
+int index_add(struct index *x, uint64_t key, size_t place);
+/* One after the other: *at begins with 0. False: there are no more. */
+bool index_next(const struct index *x, uint64_t key, size_t *at, size_t *place);
+void index_fini(struct index *x);
+
 /* Extents. */
 
 struct runs {
@@ -274,11 +287,14 @@ struct fsck {
 	size_t gone_count;
 	struct gap *gaps;		/* of all rounds */
 	size_t gap_count, gap_room;
-	size_t gaps_open;
+	struct index gap_at;		/* by block */
+	size_t *gap_open;		/* which are open */
+	size_t gaps_open, gap_open_room;
 	struct lost_node *saved;	/* lost nodes, with what is found of them: the volume
 					   is seen so until a round finds no more, and
 					   then made so */
 	size_t saved_count, saved_room;
+	struct index saved_at;		/* by block */
 	struct found_node *found;	/* and with these */
 	size_t found_count, found_room;
 	bool seen_anew;			/* this round has found some more */
