@@ -367,7 +367,7 @@ static void forget(struct fsck *f)
 	free(f->gone);
 	f->gone = NULL;
 	f->gone_count = 0;
-	f->keep_blocks = f->drop_lost = f->look_again = f->incomplete = f->bitmaps_lost = false;
+	f->keep_blocks = f->look_again = f->incomplete = f->bitmaps_lost = false;
 	f->super_good = f->seen_anew = false;
 	for (size_t i = 0; i < f->saved_count; i++)
 		f->incomplete = f->lost[f->saved[i].table] = true;
@@ -579,6 +579,8 @@ int main(int argc, char **argv)
 	}
 	forget(&f);
 	free(f.gaps);
+	free(f.gap_open);
+	index_fini(&f.gap_at);
 	saved_fini(&f);
 	if (f.im != f.file)
 		image_close(f.im);

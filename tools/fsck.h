@@ -32,6 +32,9 @@
 #define INO_NAMED 0x40u		/* second look: its first entry was met */
 #define INO_ODD_MODE 0x80u	/* it is no known kind of file */
 
+#define FATE_REMADE 1u		/* it is to be made anew */
+#define FATE_DROPPED 2u		/* what else belongs to it is to go */
+
 struct ino_rec {
 	uint64_t ino;
 	uint32_t nlink;		/* as the inode says */
@@ -40,7 +43,7 @@ struct ino_rec {
 	uint8_t flags;		/* INO_ */
 	uint8_t type;		/* DT_, by its mode */
 	uint8_t entry_type;	/* DT_, by its first entry */
-	bool remade;		/* its inode item was lost and will be made anew */
+	uint8_t fate;		/* FATE_, where its inode item is lost */
 };
 
 struct dir_rec {
@@ -106,6 +109,19 @@ const uint8_t *blocks_page(const struct blocks *b, uint64_t page);
  * it was.
  */
 void *grow(void *v, size_t size, size_t count, size_t *room);
+
+/* Places in an array by a number, which several may have. */
+struct index {
+	struct index_slot {
+		uint64_t key;
+		size_t place;	/* + 1; 0: none */
+	} *slot;
+	size_t mask, count;
+};
+int index_add(struct index *x, uint64_t key, size_t place);
+/* One after the other: *at begins with 0. False: there are no more. */
+bool index_next(const struct index *x, uint64_t key, size_t *at, size_t *place);
+void index_fini(struct index *x);
 
 /* Extents. */
 
@@ -266,7 +282,6 @@ struct fsck {
 	uint64_t next_ino_want;		/* 0: the superblock has it right */
 	uint64_t nodes[TABLES], items[TABLES];
 	bool refs_anew;			/* a reference count is to be corrected */
-	bool drop_lost;			/* items without an inode are to go */
 	bool look_again;		/* the second walk is needed */
 	bool incomplete;		/* nodes are lost: counts mean little */
 	bool lost[TABLES];		/* of these tables */
@@ -274,11 +289,14 @@ struct fsck {
 	size_t gone_count;
 	struct gap *gaps;		/* of all rounds */
 	size_t gap_count, gap_room;
-	size_t gaps_open;
+	struct index gap_at;		/* by block */
+	size_t *gap_open;		/* which are open */
+	size_t gaps_open, gap_open_room;
 	struct lost_node *saved;	/* lost nodes, with what is found of them: the volume
 					   is seen so until a round finds no more, and
 					   then made so */
 	size_t saved_count, saved_room;
+	struct index saved_at;		/* by block */
 	struct found_node *found;	/* and with these */
 	size_t found_count, found_room;
 	bool seen_anew;			/* this round has found some more */
@@ -314,6 +332,8 @@ int repair_all(struct fsck *f);
 /* Can a node be read now that could not when the round passed? Then what was
  * found without it does not hold. */
 bool repair_hasty(struct fsck *f);
+/* Are all bitmaps to be made anew? */
+bool repair_bitmaps_anew(const struct fsck *f);
 int repair_super(struct fsck *f);
 void repairs_fini(struct repairs *r);
 /*
@@ -368,6 +388,9 @@ int item_away(struct fsck *f, enum problem_id id, const struct finding *what);
 #define ITEM_AWAY(f, id, ...) item_away(f, id, &(struct finding){__VA_ARGS__})
 /* Mark blocks as owned by inode `ino` (0: the volume). Shared ones are noted. */
 int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len);
+/* Nodes of the table of references, marked before any count was known: those that
+ * stand where one says that files share. */
+int fsck_own_counted(struct fsck *f);
 /*
  * References to blocks, each an extent: fn is told of stretches of one count,
  * in order, from block 0 to the volume's end.
@@ -436,6 +459,8 @@ struct cur;
 int map_item(struct fsck *f, struct cur *c, uint64_t blk, const uint8_t *val,
 	     size_t vlen);
 int map_end(struct fsck *f, struct cur *c);
+/* Why a run makes no sense, or NULL. */
+const char *run_wrong(const struct disk_map *m, size_t vlen);
 /* Of an inode whose item is lost: may it have gone on behind its last run? Then
  * one block more is noted as lost, so that who reads it all meets an error. */
 bool map_end_lost(struct fsck *f, struct cur *c);

@@ -28,6 +28,9 @@ struct look {
 	uint64_t dir;			/* whose entries are being collected */
 	struct ents entries, indexes;
 	struct runs shares;		/* owned by files, by several of them */
+	struct runs own;		/* of what has several owners: the volume's */
+	uint64_t ino;			/* the inode passing by, if its item has */
+	struct attr a;
 };
 
 static int ents_add(struct ents *s, uint64_t ino, uint64_t index, uint8_t type,
@@ -193,7 +196,7 @@ static int check_entry(struct look *l, uint64_t dir, const struct ent *e)
 	struct fsck *f = l->f;
 	struct ino_rec *r = ino_find(&f->inodes, e->ino);
 
-	if (r && r->remade)
+	if (r && r->fate == FATE_REMADE)
 		return 0;
 	if (!r || !(r->flags & INO_SEEN)) {
 		if (PROBLEM(P_ENTRY_NO_INODE, .dir = dir, .ino = e->ino,
@@ -272,12 +275,186 @@ static int look_index(struct look *l, uint64_t dir, uint64_t index,
 			vlen - head);
 }
 
+/* ---- what the volume owns itself ----------------------------------------------------------- */
+
+/* Of [start, start + len), from `a` to `b` has several owners by twice.v[i]. */
+static void overlap(const struct extent *e, uint64_t start, uint64_t len,
+		    uint64_t *a, uint64_t *b)
+{
+	*a = e->start > start ? e->start : start;
+	*b = e->start + e->len < start + len ? e->start + e->len : start + len;
+}
+
+static int own_add(struct look *l, uint64_t start, uint64_t len)
+{
+	const struct runs *t = &l->f->twice;
+	uint64_t a, b;
+	int ret = 0;
+
+	for (size_t i = runs_first(t, start);
+	     !ret && i < t->count && t->v[i].start < start + len; i++) {
+		overlap(&t->v[i], start, len, &a, &b);
+		ret = runs_add(&l->own, a, b - a);
+	}
+	return ret;
+}
+
+static int own_node(void *ctx, enum table t, unsigned level, uint64_t block)
+{
+	(void)t, (void)level;
+	return block >= 1ull << 62 ? 0 : own_add(ctx, block, 1);
+}
+
+static int own_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
+		    const uint8_t *val, size_t vlen)
+{
+	struct disk_space d;
+
+	(void)key;
+	if (t != TABLE_SPACE || klen != 8 || vlen != sizeof(d))
+		return 0;
+	memcpy(&d, val, sizeof(d));
+	return own_add(ctx, get64(d.block), 1);
+}
+
+/* Blocks of two things of the volume's: nothing can be done, nothing is freed. */
+static int own_twice(struct fsck *f, uint64_t from, uint64_t to, uint64_t count)
+{
+	if (count < 2)
+		return 0;
+	PROBLEM(P_OWNED_TWICE, .blk = from, .len = to - from,
+		.what = "nodes or bitmaps");
+	f->keep_blocks = true;
+	return 0;
+}
+
+/* Those of the bitmaps and their tree count only if they stay. */
+static int own_find(struct look *l)
+{
+	struct walk w = {.ctx = l, .node = own_node, .item = own_item};
+	struct fsck *f = l->f;
+	unsigned tables = f->bitmaps_lost || repair_bitmaps_anew(f) ? TABLE_SPACE :
+								      TABLES;
+	int ret = 0;
+
+	runs_sort(&f->twice);
+	for (unsigned t = 0; !ret && f->twice.count && t < tables; t++)
+		ret = volume_walk(f->v, t, &w);
+	if (!ret)
+		ret = refs_sweep(f, &l->own, own_twice);
+	runs_sort(&l->own);
+	return ret;
+}
+
+/* ---- a file's run where nodes stand ---------------------------------------------------------- */
+
+struct file_run {
+	uint64_t blk;
+	struct disk_map m;
+	const uint8_t *sums;
+};
+
+static int item_later(struct look *l, enum repair_kind kind, const void *key,
+		      size_t klen, const void *val, size_t vlen)
+{
+	uint8_t item[KEY_MAX + VALUE_MAX];
+	struct repair r = {.kind = kind,
+			   .id = P_MAP_OWN,
+			   .ino = l->ino,
+			   .a = TABLE_FILES,
+			   .b = klen,
+			   .name = (char *)item,
+			   .name_len = (uint16_t)(klen + vlen)};
+
+	memcpy(item, key, klen);
+	memcpy(item + klen, val, vlen);
+	return repair_later(l->f, &r);
+}
+
+static void map_key(uint8_t key[17], uint64_t ino, uint64_t blk)
+{
+	be64_put(key, ino);
+	key[8] = KEY_MAP;
+	be64_put(key + 9, blk);
+}
+
+/* Of a run, blocks from..to - 1 of the volume stay the file's. */
+static int run_part(struct look *l, uint64_t ino, const struct file_run *run,
+		    uint64_t from, uint64_t to)
+{
+	uint64_t skip = from - get64(run->m.start);
+	struct disk_map m = run->m;
+	uint8_t key[17], val[VALUE_MAX];
+	size_t sums = get32(m.flags) ? 0 : (size_t)(to - from) * sizeof(le64);
+
+	if (from >= to)
+		return 0;
+	m.start = put64(from);
+	m.len = put32((uint32_t)(to - from));
+	map_key(key, ino, run->blk + skip);
+	memcpy(val, &m, sizeof(m));
+	memcpy(val + sizeof(m), run->sums + skip * sizeof(le64), sums);
+	return item_later(l, REPAIR_ITEM_PUT, key, sizeof(key), val, sizeof(m) + sums);
+}
+
+/* And these are lost, if anything was written there. */
+static int run_lost(struct look *l, uint64_t ino, const struct file_run *run,
+		    uint64_t from, uint64_t to)
+{
+	struct repair r = {.kind = REPAIR_LOST_RUN,
+			   .id = P_MAP_OWN,
+			   .ino = ino,
+			   .a = run->blk + from - get64(run->m.start)};
+	struct disk_inode d = {0};
+	uint8_t key[9];
+	int ret;
+
+	r.b = r.a + to - from;
+	ret = get32(run->m.flags) ? 0 : repair_later(l->f, &r);
+	if (ret || l->ino != ino)
+		return ret;
+	if (!get32(run->m.flags))
+		l->a.flags |= INODE_LOST;
+	l->a.blks -= to - from;
+	attr_encode(&l->a, &d);
+	be64_put(key, ino);
+	key[8] = KEY_INODE;
+	return item_later(l, REPAIR_ITEM_PUT, key, sizeof(key), &d, sizeof(d));
+}
+
+/* The run without what of it is the volume's. */
+static int run_split(struct look *l, uint64_t ino, const struct file_run *run)
+{
+	uint64_t start = get64(run->m.start), len = get32(run->m.len), at = start, a, b;
+	const struct runs *own = &l->own;
+	uint8_t key[17];
+	int ret = 0;
+
+	l->f->keep_blocks = true;	/* as long as they are in its map */
+	for (size_t i = runs_first(own, start);
+	     !ret && i < own->count && own->v[i].start < start + len; i++) {
+		overlap(&own->v[i], start, len, &a, &b);
+		if (!PROBLEM(P_MAP_OWN, .ino = ino, .is = run->blk + a - start,
+			     .blk = a, .len = b - a))
+			continue;
+		if (at == start) {
+			map_key(key, ino, run->blk);
+			ret = item_later(l, REPAIR_ITEM_REMOVE, key, sizeof(key), "", 0);
+		}
+		if (!ret)
+			ret = run_part(l, ino, run, at, a);
+		if (!ret)
+			ret = run_lost(l, ino, run, a, b);
+		at = b;
+	}
+	return ret || at == start ? ret : run_part(l, ino, run, at, start + len);
+}
+
 /* ---- owners ----------------------------------------------------------------------------- */
 
 /*
- * Somebody owns [start, start + len): report what of it others own as well.
- * Files (ino not 0) can share it; where the volume's own blocks are concerned
- * nothing can be done, and nothing is freed.
+ * A file owns [start, start + len): report what of it other files own as well,
+ * which they can share.
  */
 static int owner(struct look *l, uint64_t ino, uint64_t start, uint64_t len,
 		 const char *who)
@@ -288,22 +465,13 @@ static int owner(struct look *l, uint64_t ino, uint64_t start, uint64_t len,
 			   .id = P_OWNED_TWICE,
 			   .ino = ino,
 			   .a = FIELD_SHARED};
+	uint64_t a, b;
 	int ret = 0;
 
-	if (f->lost[TABLE_REFS])
-		return 0;
 	for (size_t i = runs_first(t, start);
 	     !ret && i < t->count && t->v[i].start < start + len; i++) {
-		uint64_t a = t->v[i].start > start ? t->v[i].start : start;
-		uint64_t b = t->v[i].start + t->v[i].len;
-		bool yes;
-
-		if (b > start + len)
-			b = start + len;
-		yes = PROBLEM(P_OWNED_TWICE, .blk = a, .len = b - a, .what = who);
-		if (!ino)
-			f->keep_blocks = true;
-		if (!yes || !ino)
+		overlap(&t->v[i], start, len, &a, &b);
+		if (!PROBLEM(P_OWNED_TWICE, .blk = a, .len = b - a, .what = who))
 			continue;
 		ret = runs_add(&l->shares, a, b - a);
 		if (!ret)
@@ -324,41 +492,40 @@ static int share(struct fsck *f, uint64_t from, uint64_t to, uint64_t count)
 	return count < 2 ? 0 : repair_later(f, &r);
 }
 
+static void look_inode(struct look *l, uint64_t ino, const uint8_t *val, size_t vlen)
+{
+	struct disk_inode d;
+
+	if (vlen != sizeof(d))
+		return;
+	memcpy(&d, val, sizeof(d));
+	attr_decode(&d, &l->a);
+	l->ino = ino;
+}
+
 static int look_map(struct look *l, uint64_t ino, uint64_t blk,
 		    const uint8_t *val, size_t vlen)
 {
-	struct disk_map m;
+	struct file_run run = {.blk = blk, .sums = val + sizeof(run.m)};
+	uint64_t start, len;
 
-	if (vlen < sizeof(m))
+	if (vlen < sizeof(run.m))
 		return 0;
-	memcpy(&m, val, sizeof(m));
-	if (get32(m.flags) & MAP_LOST)
+	memcpy(&run.m, val, sizeof(run.m));
+	if (get32(run.m.flags) & MAP_LOST)
 		return 0;	/* it has no place */
-	return owner(l, ino, get64(m.start), get32(m.len),
+	start = get64(run.m.start);
+	len = get32(run.m.len);
+	if (runs_meet(&l->own, start, len))
+		return run_wrong(&run.m, vlen) ? 0 : run_split(l, ino, &run);
+	if (l->f->lost[TABLE_REFS])
+		return 0;
+	return owner(l, ino, start, len,
 		     fsck_text(l->f, "inode %" PRIu64 " from its block %" PRIu64,
 			       ino, blk));
 }
 
-static int look_node(void *ctx, enum table t, unsigned level, uint64_t block)
-{
-	struct look *l = ctx;
-
-	if (block >= 1ull << 62)
-		return 0;
-	return owner(l, 0, block, 1,
-		     fsck_text(l->f, "a node of level %u of the tree of %s",
-			       level, table_name(t)));
-}
-
 /* ---- items without an inode ------------------------------------------------------------ */
-
-static bool is_lost(struct fsck *f, uint64_t ino)
-{
-	const struct ino_rec *r = ino_find(&f->inodes, ino);
-
-	return problem_count(P_INODE_MISSING) &&
-	       !(r && (r->flags & INO_SEEN || r->remade));
-}
 
 /* Pass 4 has said it once for all items of the inode. */
 static int item_lost(struct look *l, enum table t, const uint8_t *key, size_t klen)
@@ -369,7 +536,7 @@ static int item_lost(struct look *l, enum table t, const uint8_t *key, size_t kl
 			   .name = (char *)key,
 			   .name_len = (uint16_t)klen};
 
-	return l->f->drop_lost ? repair_later(l->f, &r) : 0;
+	return repair_later(l->f, &r);
 }
 
 /* ---- the walk ----------------------------------------------------------------------------- */
@@ -379,18 +546,15 @@ static int look_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 {
 	struct look *l = ctx;
 	uint64_t ino = klen >= 8 ? be64_get(key) : 0;
+	const struct ino_rec *r;
 
-	if (t == TABLE_SPACE && klen == 8 && vlen == sizeof(struct disk_space)) {
-		struct disk_space d;
-
-		memcpy(&d, val, sizeof(d));
-		return owner(l, 0, get64(d.block), 1,
-			     fsck_text(l->f, "bitmap %" PRIu64, ino));
-	}
-	if (t != TABLE_FILES || klen < 9)
+	if (klen < 9)
 		return 0;
-	if (is_lost(l->f, ino))
+	r = ino_find(&l->f->inodes, ino);
+	if (r && r->fate == FATE_DROPPED)
 		return item_lost(l, t, key, klen);
+	if (key[8] == KEY_INODE)
+		look_inode(l, ino, val, vlen);
 	if (key[8] == KEY_DIRENT)
 		return look_dirent(l, ino, key + 9, klen - 9, val, vlen);
 	if (key[8] == KEY_INDEX && klen == 17)
@@ -403,24 +567,20 @@ static int look_item(void *ctx, enum table t, const uint8_t *key, size_t klen,
 int second_look(struct fsck *f)
 {
 	struct look l = {.f = f};
-	struct walk w = {.ctx = &l, .node = look_node, .item = look_item};
-	struct extent fixed[8];
-	unsigned n = volume_fixed(f->v, fixed);
-	int ret = 0;
+	struct walk w = {.ctx = &l, .item = look_item};
+	int ret;
 
 	if (!f->look_again)
 		return 0;
-	runs_sort(&f->twice);
-	for (unsigned i = 0; !ret && i < n; i++)
-		ret = owner(&l, 0, fixed[i].start, fixed[i].len,
-			    "superblocks, journal or backup");
-	for (unsigned t = 0; !ret && t < TABLES; t++)
-		ret = volume_walk(f->v, t, &w);
+	ret = own_find(&l);
+	if (!ret)
+		ret = volume_walk(f->v, TABLE_FILES, &w);
 	if (!ret && l.dir)
 		ret = dir_done(&l);
 	if (!ret && !f->keep_blocks && l.shares.count)
 		ret = refs_sweep(f, &l.shares, share);
 	free(l.shares.v);
+	free(l.own.v);
 	free(l.entries.v);
 	free(l.indexes.v);
 	return ret;

@@ -516,7 +516,7 @@ static int claim_owned(struct fsck *f, struct runs *claim)
 	return ret;
 }
 
-static bool bitmaps_anew(const struct fsck *f)
+bool repair_bitmaps_anew(const struct fsck *f)
 {
 	for (size_t i = 0; i < f->repairs.count; i++)
 		if (f->repairs.v[i].kind == REPAIR_BITMAPS)
@@ -568,7 +568,7 @@ static int space_changes(struct fsck *f, struct runs *claim, struct runs *releas
 {
 	int ret = 0;
 
-	if (bitmaps_anew(f))
+	if (repair_bitmaps_anew(f))
 		return claim_owned(f, claim);
 
 	for (size_t i = 0; !ret && i < f->repairs.count; i++) {
@@ -612,7 +612,7 @@ static int open_for_repair(struct fsck *f, const struct runs *claim,
 					    .claims = claim->count,
 					    .release = release->v,
 					    .releases = release->count,
-					    .bitmaps_anew = bitmaps_anew(f),
+					    .bitmaps_anew = repair_bitmaps_anew(f),
 					    .found = f->found,
 					    .founds = f->found_count,
 					    .lost = f->saved,

@@ -25,6 +25,8 @@ struct search {
 	struct lost_node *lost;
 	const struct gap **gap_of;	/* each; NULL: it is not lost, but misplaced */
 	size_t losts;
+	size_t *inner;			/* which of them are no leaves */
+	size_t inners;
 	size_t known;			/* found in earlier rounds */
 	/* while the items of one are collected */
 	const struct gap *gap;
@@ -47,10 +49,14 @@ static bool behind(const struct gap *g, const uint8_t *key, size_t klen)
 static const struct lost_node *saved_before(const struct fsck *f,
 					    const struct lost_node *n, bool keep)
 {
-	for (size_t i = 0; i < f->saved_count; i++)
-		if (f->saved[i].block == n->block && f->saved[i].level == n->level &&
-		    f->saved[i].table == n->table && f->saved[i].keep == keep)
-			return &f->saved[i];
+	size_t at = 0, place;
+
+	while (index_next(&f->saved_at, n->block, &at, &place)) {
+		const struct lost_node *s = &f->saved[place];
+
+		if (s->level == n->level && s->table == n->table && s->keep == keep)
+			return s;
+	}
 	return NULL;
 }
 
@@ -76,8 +82,8 @@ static bool is_wanted(void *ctx, const struct found_node *n)
 {
 	const struct search *s = ctx;
 
-	for (size_t i = 0; i < s->losts; i++)
-		if (may_lead(s, i, n))
+	for (size_t i = 0; i < s->inners; i++)
+		if (may_lead(s, s->inner[i], n))
 			return true;
 	return false;
 }
@@ -89,9 +95,12 @@ static int take(struct search *s, const struct found_node *n)
 	struct fsck *f = s->f;
 	struct found_node *p;
 
-	for (size_t i = 0; i < s->losts; i++)
-		if (may_lead(s, i, n))
-			s->lost[i].keep = !saved_before(f, &s->lost[i], true);
+	for (size_t i = 0; i < s->inners; i++) {
+		struct lost_node *lost = &s->lost[s->inner[i]];
+
+		if (may_lead(s, s->inner[i], n))
+			lost->keep = !saved_before(f, lost, true);
+	}
 	if (found_before(s, &n->ptr))
 		return 0;
 	p = grow(f->found, sizeof(*p), f->found_count, &f->found_room);
@@ -253,11 +262,12 @@ static int save(struct fsck *f, const struct lost_node *n)
 		return 0;
 	}
 	p = grow(f->saved, sizeof(*p), f->saved_count, &f->saved_room);
-	if (!p) {
+	if (p)
+		f->saved = p;
+	if (!p || index_add(&f->saved_at, n->block, f->saved_count)) {
 		free((void *)n->items);
 		return -ENOMEM;
 	}
-	f->saved = p;
 	p[f->saved_count++] = *n;
 	f->seen_anew = true;
 	return 0;
@@ -269,21 +279,22 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t losts)
 			   .lost = lost,
 			   .losts = losts,
 			   .known = f->found_count};
-	bool inner = false;
 	int ret = 0, saved;
 
 	if (!losts)
 		return 0;
 	s.gap_of = calloc(s.losts, sizeof(*s.gap_of));
-	if (!s.gap_of)
+	s.inner = calloc(s.losts, sizeof(*s.inner));
+	if (!s.gap_of || !s.inner)
 		ret = -ENOMEM;
 	for (size_t i = 0; !ret && i < s.losts; i++) {
-		inner = inner || lost[i].level;
+		if (lost[i].level)
+			s.inner[s.inners++] = i;
 		s.gap_of[i] = gap_find(f, &lost[i]);
 		if (!s.gap_of[i])
 			ret = own_items(&s, &lost[i]);
 	}
-	if (!ret && inner)
+	if (!ret && s.inners)
 		ret = find_children(&s);
 	if (!ret)
 		ret = look_in_older(&s);
@@ -292,6 +303,7 @@ int salvage(struct fsck *f, struct lost_node *lost, size_t losts)
 		ret = ret ? ret : saved;
 	}
 	free(s.gap_of);
+	free(s.inner);
 	return ret;
 }
 
@@ -303,6 +315,7 @@ void saved_fini(struct fsck *f)
 	free(f->found);
 	f->saved = NULL;
 	f->found = NULL;
+	index_fini(&f->saved_at);
 	f->saved_count = f->saved_room = f->found_count = f->found_room = 0;
 }
 

@@ -197,6 +197,68 @@ const uint8_t *blocks_page(const struct blocks *b, uint64_t page)
 	return page < b->pages ? b->page[page] : NULL;
 }
 
+/* ---- places ---------------------------------------------------------------------- */
+
+static size_t index_hash(uint64_t key)
+{
+	return (size_t)((key * 0x9e3779b97f4a7c15ull) >> 20);
+}
+
+static void index_put(struct index *x, uint64_t key, size_t place)
+{
+	size_t i = index_hash(key);
+
+	while (x->slot[i & x->mask].place)
+		i++;
+	x->slot[i & x->mask] = (struct index_slot){key, place + 1};
+}
+
+static int index_grow(struct index *x)
+{
+	struct index more = {.mask = x->slot ? x->mask * 2 + 1 : 1023,
+			     .count = x->count};
+
+	more.slot = calloc(more.mask + 1, sizeof(*more.slot));
+	if (!more.slot)
+		return -ENOMEM;
+	for (size_t i = 0; x->slot && i <= x->mask; i++)
+		if (x->slot[i].place)
+			index_put(&more, x->slot[i].key, x->slot[i].place - 1);
+	free(x->slot);
+	*x = more;
+	return 0;
+}
+
+int index_add(struct index *x, uint64_t key, size_t place)
+{
+	if ((!x->slot || x->count >= x->mask / 2) && index_grow(x))
+		return -ENOMEM;
+	index_put(x, key, place);
+	x->count++;
+	return 0;
+}
+
+bool index_next(const struct index *x, uint64_t key, size_t *at, size_t *place)
+{
+	while (x->slot) {
+		const struct index_slot *s =
+			&x->slot[(index_hash(key) + (*at)++) & x->mask];
+
+		if (!s->place)
+			return false;
+		*place = s->place - 1;
+		if (s->key == key)
+			return true;
+	}
+	return false;
+}
+
+void index_fini(struct index *x)
+{
+	free(x->slot);
+	*x = (struct index){0};
+}
+
 /* ---- extents --------------------------------------------------------------------- */
 
 int runs_add(struct runs *r, uint64_t start, uint64_t len)

@@ -113,7 +113,7 @@ static int own_alone(struct fsck *f, uint64_t start, uint64_t len)
 
 static int own_shared(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len)
 {
-	struct ino_rec *r = ino ? ino_find(&f->inodes, ino) : NULL;
+	struct ino_rec *r = ino_find(&f->inodes, ino);
 
 	if (r)
 		r->flags |= INO_SHARES;
@@ -131,10 +131,36 @@ static int own_shared(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len
 	return 0;
 }
 
+/* What is the volume's own, files do not share. */
+static int own_counted(struct fsck *f, uint64_t start, uint64_t len)
+{
+	const struct ref_run *r = ref_at(f, start);
+
+	if (!r || r->start >= start + len)
+		return 0;
+	f->look_again = true;
+	return runs_add(&f->twice, start, len);
+}
+
+static int node_counted(void *ctx, enum table t, unsigned level, uint64_t block)
+{
+	(void)t, (void)level;
+	return block >= 1ull << 62 ? 0 : own_counted(ctx, block, 1);
+}
+
+int fsck_own_counted(struct fsck *f)
+{
+	struct walk w = {.ctx = f, .node = node_counted};
+
+	return f->ref_count ? volume_walk(f->v, TABLE_REFS, &w) : 0;
+}
+
 int fsck_own(struct fsck *f, uint64_t ino, uint64_t start, uint64_t len)
 {
-	int ret = 0;
+	int ret = ino ? 0 : own_counted(f, start, len);
 
+	if (!ino)
+		return ret ? ret : own_alone(f, start, len);
 	while (!ret && len) {
 		const struct ref_run *r = ref_at(f, start);
 		uint64_t n = len;
@@ -198,11 +224,12 @@ static int walk_node(void *ctx, enum table t, unsigned level, uint64_t block)
 
 struct gap *gap_find(struct fsck *f, const struct lost_node *n)
 {
-	for (size_t i = 0; i < f->gap_count; i++) {
-		struct gap *g = &f->gaps[i];
+	size_t at = 0, place;
 
-		if (g->table == n->table && g->level == n->level &&
-		    g->block == n->block)
+	while (index_next(&f->gap_at, n->block, &at, &place)) {
+		struct gap *g = &f->gaps[place];
+
+		if (g->table == n->table && g->level == n->level)
 			return g;
 	}
 	return NULL;
@@ -215,6 +242,8 @@ static struct gap *gap_add(struct fsck *f, const struct lost_node *n)
 	if (!g)
 		return NULL;
 	f->gaps = g;
+	if (index_add(&f->gap_at, n->block, f->gap_count))
+		return NULL;
 	g += f->gap_count++;
 	*g = (struct gap){.table = n->table, .level = n->level, .block = n->block};
 	return g;
@@ -227,6 +256,21 @@ int gap_anywhere(struct fsck *f)
 	return gap_add(f, &none) ? 0 : -ENOMEM;
 }
 
+static int gap_open(struct fsck *f, struct gap *g)
+{
+	size_t *p = f->gap_open;
+
+	if (g->open)
+		return 0;
+	p = grow(p, sizeof(*p), f->gaps_open, &f->gap_open_room);
+	if (!p)
+		return -ENOMEM;
+	f->gap_open = p;
+	p[f->gaps_open++] = (size_t)(g - f->gaps);
+	g->open = true;
+	return 0;
+}
+
 static int gap_begin(struct fsck *f, const struct walker *w,
 		     const struct lost_node *n)
 {
@@ -234,10 +278,8 @@ static int gap_begin(struct fsck *f, const struct walker *w,
 
 	if (!g)
 		g = gap_add(f, n);
-	if (!g)
+	if (!g || gap_open(f, g))
 		return -ENOMEM;
-	f->gaps_open += !g->open;
-	g->open = true;
 	g->lo_len = w->any ? w->last_len : 0;
 	g->hi_len = 0;
 	memcpy(g->lo, w->last, g->lo_len);
@@ -247,13 +289,10 @@ static int gap_begin(struct fsck *f, const struct walker *w,
 /* The next item of the table; "" at its end. */
 static void gaps_end(struct fsck *f, const uint8_t *key, size_t klen)
 {
-	for (size_t i = 0; f->gaps_open && i < f->gap_count; i++) {
-		struct gap *g = &f->gaps[i];
+	while (f->gaps_open) {
+		struct gap *g = &f->gaps[f->gap_open[--f->gaps_open]];
 
-		if (!g->open)
-			continue;
 		g->open = false;
-		f->gaps_open--;
 		g->hi_len = klen <= KEY_MAX ? klen : 0;
 		memcpy(g->hi, key, g->hi_len);
 	}

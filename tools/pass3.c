@@ -110,5 +110,7 @@ static int refs_item(struct fsck *f, const uint8_t *key, size_t klen,
 
 int pass3(struct fsck *f)
 {
-	return fsck_walk(f, TABLE_REFS, refs_item);
+	int ret = fsck_walk(f, TABLE_REFS, refs_item);
+
+	return ret ? ret : fsck_own_counted(f);
 }

@@ -373,15 +373,15 @@ static int inode_lost(struct fsck *f)
 	r.a = (uint64_t)type << 12 | (type == DT_DIR ? 0700 : 0600);
 	if (!PROBLEM(P_INODE_MISSING, .ino = cur.ino, .what = what))
 		return 0;
-	if (cur.ino < FIRST_INO || !mode_known((uint32_t)r.a) || target_cut(type) ||
-	    (cur.ino >= get64(f->super.next_ino) && !f->changes)) {
-		f->drop_lost = true;
-		return 0;
-	}
 	rec = ino_need(&f->inodes, cur.ino);
 	if (!rec)
 		return -ENOMEM;
-	rec->remade = true;
+	if (cur.ino < FIRST_INO || !mode_known((uint32_t)r.a) || target_cut(type) ||
+	    (cur.ino >= get64(f->super.next_ino) && !f->changes)) {
+		rec->fate = FATE_DROPPED;
+		return 0;
+	}
+	rec->fate = FATE_REMADE;
 	ret = repair_later(f, &r);
 	return ret ? ret : map_lost(f, &cur);
 }

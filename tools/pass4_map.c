@@ -76,7 +76,7 @@ static int check_beyond(struct fsck *f, struct cur *c, uint64_t blk, uint64_t le
 	return 0;
 }
 
-static const char *run_wrong(const struct disk_map *m, size_t vlen)
+const char *run_wrong(const struct disk_map *m, size_t vlen)
 {
 	uint32_t flags = get32(m->flags);
 	uint64_t len = map_len(m);

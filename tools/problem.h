@@ -72,6 +72,7 @@ enum problem_id {
 	P_MAP_BEYOND,
 	P_MAP_BIRTH,
 	P_MAP_LOST,
+	P_MAP_OWN,
 	P_DATA_BAD,
 	P_DATA_READ,
 	/* xattrs, symlinks */

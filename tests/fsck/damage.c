@@ -26,6 +26,8 @@
  *                                    that is free
  *   release PATH BLK                 free in the bitmap
  *   node TABLE LEVEL N               spoil the Nth node of a level (or `last')
+ *   root-onto TABLE PATH BLK N       the root of a tree stands on the Nth block of
+ *                                    a file's run
  *   child TABLE N BLOCK              let the Nth pointer of the lowest inner node
  *                                    lead to another block
  *   child-swap TABLE N M             let two of them change places
@@ -623,6 +625,27 @@ static void spoil_node(enum table t, unsigned level, const char *n)
 	spoil((s.block << volume_block_shift(v)) + 1000);
 }
 
+static uint64_t block_of(const char *p, const char *blk);
+
+static void root_onto(enum table t, uint64_t block)
+{
+	size_t size = (size_t)1 << volume_block_shift(v);
+	struct disk_node *d = malloc(size);
+	struct disk_super s;
+	unsigned slot;
+	char msg[100];
+
+	must("super", super_load(im, &s, &slot, msg, sizeof(msg)));
+	must("read", image_pread(im, d, size, get64(s.root[t].ptr.block) * size));
+	d->self.block = s.root[t].ptr.block = put64(block);
+	d->csum = put64(0);
+	d->csum = put64(checksum(d, size));
+	super_seal(&s, slot);
+	must("write", image_pwrite(im, d, size, block * size));
+	must("write", image_pwrite(im, &s, sizeof(s), SUPER_SLOT_OFFSET(slot)));
+	free(d);
+}
+
 /* The lowest inner node that comes first, sealed again by seal_node(). */
 static struct disk_node *inner_node(enum table t, uint64_t *block)
 {
@@ -1155,6 +1178,9 @@ static bool raw_command(const char *c, int n, char **a)
 	else if (!strcmp(c, "child-swap") && n == 3)
 		swap_children((enum table)number(a[0]), (unsigned)number(a[1]),
 			      (unsigned)number(a[2]));
+	else if (!strcmp(c, "root-onto") && n == 4)
+		root_onto((enum table)number(a[0]),
+			  block_of(a[1], a[2]) + number(a[3]));
 	else if (!strcmp(c, "bitmap") && n == 1)
 		spoil_bitmap(number(a[0]));
 	else if (!strcmp(c, "space") && n == 3)
