@@ -158,19 +158,18 @@ static void report(const char *dir, const char *image, unsigned seconds, bool qu
 static int unmount_and_wait(const struct mount_entry *m, unsigned seconds, bool quiet)
 {
 	struct patience p = {.seconds = seconds, .start = now()};
-	char *image;
-	int ret = mount_image(m, seconds, &image);
+	char *image = NULL;
+	int known = mount_image(m, seconds, &image), ret;
 
-	if (ret) {
-		cli_warn("'%s' is not unmounted: %s", m->target,
-			 ret == -ETIMEDOUT ? "its daemon does not answer; -l detaches it" :
-					     strerror(-ret));
-		return ret;
+	if (known == -ETIMEDOUT) {
+		cli_warn("'%s' is not unmounted: its daemon does not answer; -l "
+			 "detaches it", m->target);
+		return known;
 	}
 	ret = unmount(m->target, false, &p);
 	if (!ret) {
-		ret = wait_free(image, &p);
-		report(m->target, image, seconds, quiet, ret);
+		ret = known ? known : wait_free(image, &p);
+		report(m->target, image ? image : m->source, seconds, quiet, ret);
 	}
 	free(image);
 	return ret;

@@ -30,7 +30,7 @@ int mount_find(const char *path, struct mount_entry *out);
 /*
  * The path from / of its image, the caller's to free. Where the source does not
  * tell, its daemon is asked: -ETIMEDOUT if it has not answered in so many seconds
- * (0: for ever).
+ * (0: for ever), -ENOTCONN if it is dead or does not serve us.
  */
 int mount_image(const struct mount_entry *m, unsigned seconds, char **image);
 void mount_free(struct mount_entry *m);

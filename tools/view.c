@@ -134,11 +134,9 @@ static int ask(const char *target, unsigned seconds, char **image)
 
 int mount_image(const struct mount_entry *m, unsigned seconds, char **image)
 {
-	int ret = *m->source == '/' ? -ENOTCONN : ask(m->target, seconds, image);
-
-	if (ret == -ETIMEDOUT || !ret)
-		return ret;
-	*image = strdup(m->source);	/* its daemon is dead, or need not be asked */
+	if (*m->source != '/')
+		return ask(m->target, seconds, image);
+	*image = strdup(m->source);
 	return *image ? 0 : -ENOMEM;
 }
 
@@ -301,8 +299,9 @@ int view_find(const char *path, char **image, char **dir)
 		ret = mount_image(&m, ANSWER_SECONDS, image);
 	if (!ret && !*image)
 		ret = -ENOMEM;
-	if (ret == -ETIMEDOUT)
-		cli_warn("'%s': its daemon does not answer", m.target);
+	if (ret == -ETIMEDOUT || ret == -ENOTCONN)
+		cli_warn("'%s': its daemon does not answer, and '%s' is no path from /",
+			 m.target, m.source);
 	else if (ret)
 		cli_warn("'%s': %s", path, cli_error(ret));
 	free(m.source);
