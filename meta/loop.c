@@ -52,11 +52,6 @@ static bool dev_read(dev_t dev, const char *what, char *buf, size_t len)
 	return sys_read(path, buf, len);
 }
 
-static bool same_file(const struct stat *a, const struct stat *b)
-{
-	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
-}
-
 static bool is_below(int loop, const struct stat *st, struct loop_info64 *info)
 {
 	return !ioctl(loop, LOOP_GET_STATUS64, info) &&
@@ -130,21 +125,35 @@ static bool is_gone(const char *name)
 	return n >= k && !strcmp(name + n - k, gone);
 }
 
+/*
+ * Is this a name, and one of the file? As the kernel knows it: the file may be
+ * another's, on a file system whose server does not answer.
+ */
+static bool is_name(const char *name, const struct stat *st, bool *same)
+{
+	struct statx x;
+
+	*same = false;
+	if (statx(AT_FDCWD, name, AT_STATX_DONT_SYNC, STATX_INO, &x))
+		return false;
+	*same = x.stx_ino == st->st_ino &&
+		makedev(x.stx_dev_major, x.stx_dev_minor) == st->st_dev;
+	return true;
+}
+
 /* Does the loop device of this name stand on the file? */
 static bool stands_on(const char *loop, const struct stat *st)
 {
 	char path[NAME_MAX + 64], file[PATH_MAX + 1];
 	struct loop_info64 info;
-	struct stat other;
-	bool named, answer;
+	bool answer = false;
 	int fd;
 
 	snprintf(path, sizeof(path), "/sys/block/%s/loop/backing_file", loop);
 	if (access(path, F_OK))
 		return false;		/* it stands on nothing */
-	named = sys_read(path, file, sizeof(file)) && !stat(file, &other);
-	answer = named && same_file(&other, st);
-	if (named && !is_gone(file))
+	if (sys_read(path, file, sizeof(file)) && is_name(file, st, &answer) &&
+	    !is_gone(file))
 		return answer;
 	snprintf(path, sizeof(path), "/dev/%s", loop);
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);

@@ -283,7 +283,8 @@ static int open_image(const struct options *o, bool *made, struct image **im)
 					  sizeof(text)));
 	else if (ret)
 		cli_warn("cannot open '%s': %s", o->image, strerror(-ret));
-	if (ret)
+	/* somebody else may have made it just before */
+	if (ret || (*im)->bytes)
 		*made = false;
 	return ret;
 }

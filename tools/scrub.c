@@ -277,17 +277,12 @@ static int volume_now(struct scrub *s)
 
 static int open_all(struct scrub *s)
 {
-	struct mount_entry m = {0};
 	struct image *im = NULL;
 	struct volume_stat st;
-	int ret;
+	int ret = view_find(s->asked, &s->image, &s->dir);
 
-	if (!mount_find(s->asked, &m)) {
-		s->image = m.source;
-		s->dir = m.target;
-	} else {
-		s->image = strdup(s->asked);
-	}
+	if (ret)
+		return ret;
 	ret = s->dir ? -EBUSY : image_open(s->image, IMAGE_READ, &im);
 	if (ret == -EBUSY) {
 		s->live = true;

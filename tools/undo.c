@@ -196,8 +196,11 @@ static int undo(struct undo *u, bool force, bool look)
 		if (!each_record(u, true))
 			return 1;
 		ret = image_flush(u->im);
-		if (!ret && u->im->bytes > u->bytes_before)
+		if (!ret && u->im->bytes > u->bytes_before) {
 			ret = u->im->ops->resize(u->im, u->bytes_before);
+			if (!ret)
+				ret = image_flush(u->im);
+		}
 		if (ret) {
 			cli_warn("'%s': %s", u->im->name, strerror(-ret));
 			return 1;

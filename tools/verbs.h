@@ -14,9 +14,8 @@ int verb_undo(int argc, char **argv);
 int verb_scrub(int argc, char **argv);
 
 /*
- * Where a volume is mounted. `source` is the image as it was given to
- * mount.spaceweave, `target` the directory; both absolute as far as the kernel
- * knows, both the caller's to free.
+ * Where a volume is mounted: `source` is the image as it was given to
+ * mount.spaceweave, `target` the directory, from /. Both the caller's to free.
  */
 struct mount_entry {
 	char *source;
@@ -24,10 +23,16 @@ struct mount_entry {
 };
 
 /*
- * Find the Spaceweave mount whose directory (or a file below it) is `path`, or
- * whose image is `path`. -ENOENT when there is none.
+ * Find the Spaceweave mount whose directory is `path`, or whose image is `path`.
+ * -ENOENT when there is none. Of what is named by its directory no daemon is asked.
  */
 int mount_find(const char *path, struct mount_entry *out);
+/*
+ * The path from / of its image, the caller's to free. Where the source does not
+ * tell, its daemon is asked: -ETIMEDOUT if it has not answered in so many seconds
+ * (0: for ever), -ENOTCONN if it is dead or does not serve us.
+ */
+int mount_image(const struct mount_entry *m, unsigned seconds, char **image);
 void mount_free(struct mount_entry *m);
 
 /*
@@ -44,6 +49,9 @@ struct view {
 	bool live;
 };
 int view_open(const char *path, struct view *out);
+/* The image of `path`, and where it is mounted, or NULL; both the caller's to
+ * free. Failures are reported. */
+int view_find(const char *path, char **image, char **dir);
 void view_close(struct view *w);
 
 /*

@@ -4,12 +4,17 @@
 #include "tools/verbs.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
+#include <unistd.h>
 
 /* ---- mounts ------------------------------------------------------------------ */
 
@@ -60,64 +65,187 @@ static bool parse_mountinfo(char *line, char **target, char **source)
 	return true;
 }
 
+/* As the kernel knows them: no daemon, of a file system below, is asked. */
 static bool same_file(const char *a, const char *b)
 {
-	struct stat x, y;
+	struct statx x, y;
 
-	return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev &&
-	       x.st_ino == y.st_ino;
+	return !statx(AT_FDCWD, a, AT_STATX_DONT_SYNC, STATX_INO, &x) &&
+	       !statx(AT_FDCWD, b, AT_STATX_DONT_SYNC, STATX_INO, &y) &&
+	       x.stx_ino == y.stx_ino && x.stx_dev_major == y.stx_dev_major &&
+	       x.stx_dev_minor == y.stx_dev_minor;
 }
 
-/* The image of a mount, the caller's to free. NULL when nobody knows. */
-static char *image_of(const char *target, const char *source)
+/*
+ * In a process of its own, for there is no way back out of asking. It may be left
+ * behind, and keeps nothing open that others wait for.
+ */
+static void ask_child(const char *target, int to)
 {
-	char path[PATH_MAX + 1];
+	char path[PATH_MAX];
 	ssize_t n;
 
-	if (*source == '/')
-		return strdup(source);
-	n = getxattr(target, CLI_IMAGE_XATTR, path, PATH_MAX);
-	if (n <= 0)
-		return strdup(source);		/* its daemon is dead */
-	path[n] = 0;
-	return strdup(path);
+	for (int i = 0; i < 3; i++)
+		if (i != to)
+			close(i);
+	n = getxattr(target, CLI_IMAGE_XATTR, path, sizeof(path));
+	_exit(n > 0 && write(to, path, (size_t)n) == n ? 0 : 1);
 }
 
-int mount_find(const char *path, struct mount_entry *out)
+/*
+ * What its daemon says the image of a mount is, the caller's to free. -ETIMEDOUT
+ * when it has not answered in so many seconds (0: for ever).
+ */
+static int ask(const char *target, unsigned seconds, char **image)
 {
-	char *real = realpath(path, NULL);
-	size_t room = 0;
+	int ms = seconds && seconds < INT_MAX / 1000 ? (int)seconds * 1000 : -1;
+	struct pollfd p = {.events = POLLIN};
+	char path[PATH_MAX + 1];
+	ssize_t n;
+	int fd[2];
+	pid_t pid;
+
+	if (pipe2(fd, O_CLOEXEC))
+		return -errno;
+	pid = fork();
+	if (!pid)
+		ask_child(target, fd[1]);
+	close(fd[1]);
+	p.fd = fd[0];
+	while (pid > 0 && (n = poll(&p, 1, ms)) < 0 && errno == EINTR)
+		;
+	if (pid < 0 || n <= 0) {
+		close(fd[0]);
+		if (pid < 0)
+			return -EAGAIN;
+		/* It may be past being killed: it goes when the daemon does. */
+		kill(pid, SIGKILL);
+		return -ETIMEDOUT;
+	}
+	n = read(fd[0], path, PATH_MAX);
+	close(fd[0]);
+	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	if (n <= 0)
+		return -ENOTCONN;
+	*image = strndup(path, (size_t)n);
+	return *image ? 0 : -ENOMEM;
+}
+
+int mount_image(const struct mount_entry *m, unsigned seconds, char **image)
+{
+	if (*m->source != '/')
+		return ask(m->target, seconds, image);
+	*image = strdup(m->source);
+	return *image ? 0 : -ENOMEM;
+}
+
+/* ---- finding one -------------------------------------------------------------- */
+
+#define ASK_SECONDS 10
+
+static bool by_target(const struct mount_entry *m, const char *path)
+{
+	return !strcmp(m->target, path);
+}
+
+static bool by_source(const struct mount_entry *m, const char *path)
+{
+	return *m->source == '/' && same_file(m->source, path);
+}
+
+/* The source was given from a folder that nobody knows: its daemon has to say. */
+static bool by_answer(const struct mount_entry *m, const char *path)
+{
+	char *image;
+	bool same;
+
+	if (*m->source == '/' || mount_image(m, ASK_SECONDS, &image))
+		return false;
+	same = same_file(image, path);
+	free(image);
+	return same;
+}
+
+/* The last one that matches lies on top. */
+static int find(bool (*is)(const struct mount_entry *m, const char *path),
+		const char *path, struct mount_entry *out)
+{
+	FILE *f = fopen("/proc/self/mountinfo", "re");
 	char *line = NULL;
-	FILE *f = fopen("/proc/self/mountinfo", "r");
+	size_t room = 0;
 	int ret = -ENOENT;
 
-	if (!f) {
-		free(real);
+	if (!f)
 		return -errno;
-	}
-	/* The last one that matches lies on top. A dead daemon's directory
-	   has no real path, but its name is there as it was given. */
 	while (getline(&line, &room, f) > 0) {
-		char *target, *source;
+		struct mount_entry m;
 
-		if (!parse_mountinfo(line, &target, &source))
+		if (!parse_mountinfo(line, &m.target, &m.source) || !is(&m, path))
 			continue;
-		source = image_of(target, source);
-		if (!source || (strcmp(real ? real : path, target) &&
-				!same_file(path, source))) {
-			free(source);
-			continue;
-		}
 		if (!ret)
 			mount_free(out);
-		out->source = source;
-		out->target = strdup(target);
-		ret = 0;
+		out->source = strdup(m.source);
+		out->target = strdup(m.target);
+		ret = out->source && out->target ? 0 : -ENOMEM;
+		if (ret) {
+			mount_free(out);
+			break;
+		}
 	}
 	free(line);
-	free(real);
 	fclose(f);
 	return ret;
+}
+
+/*
+ * The path from / of what may be a mount's root, which itself is not looked at.
+ * NULL when it is written so that it has to be.
+ */
+static char *path_of(const char *path)
+{
+	char *copy = strdup(path), *dir = NULL, *out = NULL, *name;
+	size_t n = strlen(path);
+
+	while (copy && n > 1 && copy[n - 1] == '/')
+		copy[--n] = 0;
+	name = copy ? strrchr(copy, '/') : NULL;
+	name = name ? name + 1 : copy;
+	if (name && *name && strcmp(name, ".") && strcmp(name, "..")) {
+		char *parent = strndup(copy, (size_t)(name - copy));
+
+		dir = parent ? realpath(*parent ? parent : ".", NULL) : NULL;
+		free(parent);
+	}
+	if (dir && asprintf(&out, "%s/%s", strcmp(dir, "/") ? dir : "", name) < 0)
+		out = NULL;
+	free(dir);
+	free(copy);
+	return out;
+}
+
+/*
+ * By the directory first, for that needs nobody's answer; a daemon that stands
+ * still holds up no other volume. Then what leads there by links, then images.
+ */
+int mount_find(const char *path, struct mount_entry *out)
+{
+	char *name = path_of(path), *real;
+	struct statx st;
+	int ret = name ? find(by_target, name, out) : -ENOENT;
+
+	free(name);
+	if (!ret)
+		return 0;
+	real = realpath(path, NULL);
+	if (real)
+		ret = find(by_target, real, out);
+	free(real);
+	if (!ret || statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_TYPE, &st) ||
+	    S_ISDIR(st.stx_mode))
+		return ret;
+	ret = find(by_source, path, out);
+	return ret == -ENOENT ? find(by_answer, path, out) : ret;
 }
 
 void mount_free(struct mount_entry *m)
@@ -130,6 +258,7 @@ void mount_free(struct mount_entry *m)
 /* ---- views -------------------------------------------------------------------- */
 
 #define LIVE_TRIES 20
+#define ANSWER_SECONDS 60
 
 static void unsaid(void *ctx, const char *text)
 {
@@ -158,19 +287,40 @@ static int open_volume(struct view *w, char *msg, size_t len)
 	return ret;
 }
 
-int view_open(const char *path, struct view *w)
+int view_find(const char *path, char **image, char **dir)
 {
 	struct mount_entry m = {0};
+	int ret = 0;
+
+	*image = *dir = NULL;
+	if (mount_find(path, &m))
+		*image = strdup(path);
+	else
+		ret = mount_image(&m, ANSWER_SECONDS, image);
+	if (!ret && !*image)
+		ret = -ENOMEM;
+	if (ret == -ETIMEDOUT || ret == -ENOTCONN)
+		cli_warn("'%s': its daemon does not answer, and '%s' is no path from /",
+			 m.target, m.source);
+	else if (ret)
+		cli_warn("'%s': %s", path, cli_error(ret));
+	free(m.source);
+	if (ret)
+		free(m.target);
+	else
+		*dir = m.target;
+	return ret;
+}
+
+int view_open(const char *path, struct view *w)
+{
 	char msg[240];
 	int ret;
 
 	memset(w, 0, sizeof(*w));
-	if (!mount_find(path, &m)) {
-		w->image = m.source;
-		w->dir = m.target;
-	} else {
-		w->image = strdup(path);
-	}
+	ret = view_find(path, &w->image, &w->dir);
+	if (ret)
+		return ret;
 	ret = w->dir ? -EBUSY : image_open(w->image, IMAGE_READ, &w->im);
 	if (ret == -EBUSY) {
 		w->live = true;

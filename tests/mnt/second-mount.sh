@@ -140,12 +140,83 @@ cd /
 spaceweave umount "$mnt" || fail "umount of a mount whose image was given relatively"
 free_now
 
+# ---- a daemon that stands still holds up nobody but who wants its own volume
+stopped=
+leave() { [ -z "$stopped" ] || kill -CONT "$stopped"; }
+bounded() { # STATUS COMMAND...: and not for ever
+	local want=$1 status=0
+	shift
+	timeout 300 "$@" >"$work/out" 2>"$work/err" || status=$?
+	same "$status" "$want" "status of $*: $(cat "$work/err")"
+}
+cd "$work"
+mount.spaceweave image mnt		# what its image is only its daemon knows
+cd /
+cp --sparse=always "$image" "$work/moving"
+mount.spaceweave "$work/moving" "$second"
+pid=$(daemon_pid)
+mkdir "$mnt/new"			# the kernel has to ask for the root's attributes again
+stopped=$pid
+kill -STOP "$pid"
+bounded 0 spaceweave info "$second"
+grep -q "^mounted  *$second\$" "$work/out" || fail "info of another volume: $(cat "$work/out")"
+bounded 0 spaceweave info "$work/moving"
+grep -q "^mounted  *$second\$" "$work/out" || fail "info of another image: $(cat "$work/out")"
+bounded 0 spaceweave map "$second"
+bounded 0 spaceweave scrub "$second"
+bounded 0 spaceweave umount "$second"
+bounded 0 fsck.spaceweave -fn "$work/moving"
+bounded 1 spaceweave umount -t 1 "$mnt"
+grep -q "does not answer" "$work/err" || fail "umount of what stands still: $(cat "$work/err")"
+bounded 0 spaceweave umount -l "$mnt"
+if is_mounted "$mnt"; then fail "umount -l left the mount"; fi
+kill -CONT "$pid"
+stopped=
+gone
+# ... nor for ever who has something dirty that it is to write
+start
+pid=$(daemon_pid)
+echo dirty >"$mnt/dirty"
+stopped=$pid
+kill -STOP "$pid"
+bounded 1 spaceweave umount -t 1 "$mnt"
+same "$(wc -l <"$work/err")" 1 "lines of: $(cat "$work/err")"
+kill -CONT "$pid"
+stopped=
+for ((i = 0; i < 100; i++)); do		# the umount(8) that was left may be first
+	is_mounted "$mnt" || break
+	spaceweave umount -q "$mnt" 2>/dev/null || sleep 0.1
+done
+gone
+start
+same "$(cat "$mnt/dirty")" dirty
+stop
+check
+
+# A dead daemon cannot say what a relative name meant: it is not what has that name
+# wherever somebody happens to be.
+mkdir "$work/elsewhere"
+cd "$work"
+mkfs.spaceweave -q elsewhere/image 16M
+mount.spaceweave image mnt
+pid=$(daemon_pid)
+cd "$work/elsewhere"
+kill -KILL "$pid"
+gone
+bounded 1 spaceweave info "$mnt"
+grep -q "does not answer" "$work/err" || fail "info of a dead mount: $(cat "$work/out" "$work/err")"
+bounded 1 spaceweave umount "$mnt"
+grep -q "is unmounted, but 'image' cannot be opened" "$work/err" ||
+	fail "umount of a dead mount: $(cat "$work/err")"
+if is_mounted "$mnt"; then fail "a dead mount stays"; fi
+cd /
+
 # ---- an image that is a loop device as well: nobody has it under one name who
 # could not have it under the other
 [ "$(id -u)" = 0 ] && command -v losetup >/dev/null && [ -e /dev/loop-control ] ||
 	{ echo "no loop devices: left out"; exit 0; }
 leave() {
-	local status=$? m l
+	local m l
 	for m in "$mnt" "$second" "$work/third"; do
 		if is_mounted "$m"; then umount -l "$m"; fi
 	done
@@ -156,10 +227,7 @@ leave() {
 			losetup -d "/dev/${l##*/}"
 		fi
 	done
-	(exit $status)
-	tidy
 }
-trap leave EXIT
 attach() { # [OPTIONS] FILE: $loop
 	loop=$(losetup -f --show "$@") || { echo "no loop devices: left out"; exit 0; }
 }
