@@ -1034,6 +1034,46 @@ static void lost_runs_wait_for_memory(void **state)
 	assert_int_equal(alloc_close(a), 0);
 }
 
+/* More short runs than there is room for in the bins, and requests for longer. */
+static void lost_runs_are_searched_only_for_what_they_may_be(void **state)
+{
+	struct alloc_config cfg = { .units = 16 * ALLOC_CHUNK, .shards = 1 };
+	uint64_t free_units, got, hints;
+	struct extent e, out[64];
+	struct alloc *a;
+	unsigned count;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_any(a, cfg.units, &e), 0);
+	for (uint64_t i = 0; i < 10 * ALLOC_CHUNK; i += 2)
+		assert_int_equal(alloc_free(a, i, 1), 0);
+	assert_int_equal(alloc_free(a, 12 * ALLOC_CHUNK, 2 * ALLOC_CHUNK), 0);
+	assert_true(a->shards[0].lost_count > 0);
+	hints = a->hints;
+	for (uint64_t i = 0; i < 50; i++) {
+		assert_int_equal(alloc_any(a, 300, &e), 0);
+		assert_int_equal(alloc_free(a, i * 200 * 32 + 1, 1), 0);
+	}
+	assert_true(a->hints < hints + 1000);
+	/* Longer ones that are lost, too, over the border of two chunks. */
+	a->hints += 8 * a->hints_max;
+	assert_int_equal(alloc_free(a, 11 * ALLOC_CHUNK - 150, 800), 0);
+	assert_int_equal(alloc_free(a, 15 * ALLOC_CHUNK, 90), 0);
+	while ((free_units = alloc_free_units(a)) > 2 * ALLOC_CHUNK)
+		assert_int_equal(alloc_any(a, 1, &e), 0);
+	while (!alloc_any(a, 1000, &e))
+		;
+	assert_int_equal(alloc_any(a, 700, &e), 0);
+	assert_int_equal(alloc_any(a, 80, &e), 0);
+	a->hints -= 8 * a->hints_max;
+	while ((free_units = alloc_free_units(a)))
+		assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, free_units, out, 64,
+					   &count, &got), 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
 /* Where the space ends nobody has looked yet, or not for long. */
 static void a_space_ends_in_a_chunk_that_nobody_knows(void **state)
 {
@@ -1519,6 +1559,7 @@ int main(void)
 		cmocka_unit_test(a_source_that_lies_is_found_out),
 		cmocka_unit_test(a_resize_asks_the_source),
 		cmocka_unit_test(lost_runs_wait_for_memory),
+		cmocka_unit_test(lost_runs_are_searched_only_for_what_they_may_be),
 		cmocka_unit_test(a_space_ends_in_a_chunk_that_nobody_knows),
 		cmocka_unit_test(a_resize_without_memory_changes_nothing),
 		cmocka_unit_test(a_chunk_that_is_being_loaded_is_not_passed_over),
