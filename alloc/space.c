@@ -590,20 +590,23 @@ static bool hint_good(struct op *op, uint64_t start, uint32_t run)
 	       look_around(op, start, end, false, &r) && !r.before && !r.after;
 }
 
-void hints_tidy_bin(struct op *op)
+static int highest_first(const void *a, const void *b)
 {
-	struct shard *sh = op->sh;
-	uint32_t run = sh->crowded;
-	struct bin *b, old;
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
 
-	sh->crowded = 0;
-	b = &sh->bins[run - 1];
-	old = *b;
-	*b = (struct bin){ NULL, 0, 0 };
-	while (old.count) {
-		uint64_t start = bin_pop(op->a, &old);
+	return (x < y) - (x > y);
+}
+
+/* Keep one hint of each run that is there. */
+static void hints_keep(struct op *op, struct bin *b, uint32_t run,
+		       const uint64_t *starts, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t start = starts[i];
 		struct hood h;
 
+		if (i && start == starts[i - 1])
+			continue;
 		if (hood_lock(op, start, start + run, &h)) {
 			/* No memory to look: neither to keep it. */
 			atomic_set(&op->a->lost_all, true);
@@ -614,10 +617,24 @@ void hints_tidy_bin(struct op *op)
 			lost_push(op, chunk_of(start), run);
 		hood_unlock(op, &h);
 	}
-	if (old.top) {
-		pool_put(&op->a->hint_blocks, old.top);
-		atomic_add(&op->a->hints, -HINTS);
+}
+
+void hints_tidy_bin(struct op *op)
+{
+	struct shard *sh = op->sh;
+	uint32_t run = sh->crowded;
+	struct bin *b = &sh->bins[run - 1];
+	uint32_t count = b->count;
+	uint64_t *starts = malloc((count + 1) * sizeof(*starts));
+
+	sh->crowded = 0;
+	for (uint32_t i = 0; starts && i < count; i++)
+		starts[i] = bin_pop(op->a, b);
+	if (starts) {
+		qsort(starts, count, sizeof(*starts), highest_first);
+		hints_keep(op, b, run, starts, count);
 	}
+	free(starts);
 	b->tidy = b->count;
 	if (!b->count)
 		filled_set(sh, run - 1, false);

@@ -1034,6 +1034,34 @@ static void lost_runs_wait_for_memory(void **state)
 	assert_int_equal(alloc_close(a), 0);
 }
 
+/* The same two runs come and go, and nobody takes them by their hints. */
+static void hints_do_not_pile_up(void **state)
+{
+	struct alloc_config cfg = { .units = 4 * ALLOC_CHUNK, .shards = 1 };
+	struct extent e;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_exact(a, 0, ALLOC_CHUNK), 0);
+	assert_int_equal(alloc_free(a, 1000, 100), 0);
+	assert_int_equal(alloc_free(a, 3000, 100), 0);
+	for (unsigned i = 0; i < 100000; i++) {
+		uint64_t at = i % 2 ? 1000 : 3000;
+
+		assert_int_equal(alloc_near(a, at, 10, &e), 0);
+		assert_int_equal(e.start, at);
+		assert_int_equal(alloc_free(a, at, 10), 0);
+	}
+	assert_true(a->hints < 2000);
+	assert_int_equal(alloc_any(a, 100, &e), 0);
+	assert_int_equal(e.start, 1000);
+	assert_int_equal(alloc_any(a, 100, &e), 0);
+	assert_int_equal(e.start, 3000);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
 /* More short runs than there is room for in the bins, and requests for longer. */
 static void lost_runs_are_searched_only_for_what_they_may_be(void **state)
 {
@@ -1559,6 +1587,7 @@ int main(void)
 		cmocka_unit_test(a_source_that_lies_is_found_out),
 		cmocka_unit_test(a_resize_asks_the_source),
 		cmocka_unit_test(lost_runs_wait_for_memory),
+		cmocka_unit_test(hints_do_not_pile_up),
 		cmocka_unit_test(lost_runs_are_searched_only_for_what_they_may_be),
 		cmocka_unit_test(a_space_ends_in_a_chunk_that_nobody_knows),
 		cmocka_unit_test(a_resize_without_memory_changes_nothing),
