@@ -315,7 +315,7 @@ static int from_bins(struct op *op, uint32_t len, bool all, struct extent *out)
 				*out = (struct extent){ start, len };
 			return err;
 		}
-	} while (hints_find_lost(op));
+	} while (hints_find_lost(op, len));
 	return -ENOSPC;
 }
 
@@ -436,7 +436,7 @@ static int from_longest(struct op *op, uint64_t len, struct extent *out)
 			if (err != -ENOSPC)
 				return err;
 		}
-	} while (hints_find_lost(op));
+	} while (hints_find_lost(op, 1));
 	return -ENOSPC;
 }
 
@@ -512,7 +512,8 @@ static int steal(struct alloc *a, uint64_t len)
 		bool done;
 
 		if (!hints_ceil(&a->shards[from], (uint32_t)len) &&
-		    !atomic_get(&a->shards[from].lost_count))
+		    atomic_get(&a->shards[from].lost_width) <
+			    width_of((uint32_t)len))
 			continue;
 		latch_lock(&a->shards[own < from ? own : from].latch);
 		latch_lock_nested(&a->shards[own < from ? from : own].latch,
@@ -535,11 +536,17 @@ static int find_all_lost(struct op *op)
 
 	if (!__atomic_exchange_n(&a->lost_all, false, __ATOMIC_RELAXED))
 		return 0;
+	for (unsigned i = 0; i < a->cfg.shards; i++) {
+		a->shards[i].lost_count = 0;
+		atomic_set(&a->shards[i].lost_width, 0);
+	}
 	for (uint64_t i = 0; !err && i < a->chunks.count; i++) {
 		struct chunk *c = chunks_peek(&a->chunks, i);
 
-		if (c && c->state == CHUNK_READY)
-			err = space_index_chunk(op, i, false);
+		if (!c || c->state != CHUNK_READY)
+			continue;
+		atomic_set(&c->lost, 0);
+		err = space_index_chunk(op, i, false);
 	}
 	return err;
 }

@@ -81,9 +81,10 @@ struct shard {
 	uint64_t windows[WINDOWS];	/* chunk + 1; 0: none; others read */
 	struct counters n;
 	uint64_t *lost;			/* chunks with runs that have no hint */
-	uint32_t lost_max;
+	uint32_t lost_count, lost_max;
 	/* What others read for each large request: in lines that change seldom. */
-	uint32_t lost_count __attribute__((aligned(128)));
+	uint32_t lost_width __attribute__((aligned(128)));
+					/* no lost run on the list is wider */
 	uint64_t words;			/* bit i: filled[i] is not 0 */
 	uint64_t filled[BORDER / 64];	/* bit i: bins[i] is not empty */
 	struct bin bins[BORDER] __attribute__((aligned(128)));
@@ -126,7 +127,8 @@ struct op {
 	struct alloc *a;
 	struct shard *sh;
 	bool world;
-	bool refill;			/* hints of one lost chunk come in */
+	uint32_t refill;		/* hints of one lost chunk come in, of
+					   runs from this length on; 0: no */
 	uint64_t need;			/* chunk to load, with -ENODATA */
 };
 
@@ -255,12 +257,21 @@ void hint_push(struct op *op, uint64_t start, uint32_t len);
 /* Take the first `len` of such a run. -ENOENT when it is out of date. */
 int hint_take(struct op *op, uint64_t start, uint32_t run, uint32_t len);
 
-/* Search a chunk of the shard's list again. False when the list is empty. */
-bool hints_search_lost(struct op *op);
-
-static inline bool hints_find_lost(struct op *op)
+/* Runs of one width are less than twice as long as each other: its bits. */
+static inline uint32_t width_of(uint32_t len)
 {
-	return op->sh->lost_count && hints_search_lost(op);
+	return 32 - (uint32_t)__builtin_clz(len);
+}
+
+/*
+ * Search a chunk of the shard's list again, for runs that may be `len` units
+ * or longer. False when none of them can have one, or for want of memory.
+ */
+bool hints_search_lost(struct op *op, uint32_t len);
+
+static inline bool hints_find_lost(struct op *op, uint32_t len)
+{
+	return op->sh->lost_width >= width_of(len) && hints_search_lost(op, len);
 }
 
 /* Throw out what is out of date, if a bin is crowded. In no hood. */

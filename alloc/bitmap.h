@@ -53,7 +53,8 @@ struct chunk {
 	uint32_t no_fit;	/* no run of so many units is in here */
 	uint16_t win_owner;	/* who opened it, see window_open() */
 	uint8_t state;
-	bool lost;		/* has short runs that no hint points to */
+	uint8_t lost;		/* width of the longest short run that no hint
+				   may point to, see lost_push(); 0: none */
 	union {
 		uint64_t *bits;	/* FORM_BITS: one for each unit, set when in use */
 		int16_t *many;	/* FORM_MANY: edges */

@@ -445,7 +445,7 @@ int space_index_chunk(struct op *op, uint64_t chunk, bool long_too)
 			uint64_t s = base + off - (off ? 0 : free_before(op, base));
 			uint32_t len = free_after(op, s, HOOD);
 
-			if (len <= op->a->border)
+			if (len <= op->a->border && len >= op->refill)
 				hint_push(op, s, len);
 		}
 		off += n;
@@ -455,13 +455,17 @@ int space_index_chunk(struct op *op, uint64_t chunk, bool long_too)
 
 /* -- Hints -- */
 
-/* Put `chunk` on the list of those to be searched when the bins are empty. */
-static void lost_push(struct op *op, uint64_t chunk)
+/*
+ * Put `chunk`, with a run of `len` units without a hint, on the list of those to
+ * be searched again. It may be on other lists for shorter ones.
+ */
+static void lost_push(struct op *op, uint64_t chunk, uint32_t len)
 {
 	struct shard *sh = op->sh;
 	struct chunk *c = chunks_peek(&op->a->chunks, chunk);
+	uint32_t width = width_of(len);
 
-	if (c->lost)
+	if (atomic_get(&c->lost) >= width)
 		return;
 	if (sh->lost_count == sh->lost_max) {
 		uint32_t max = sh->lost_max ? sh->lost_max * 2 : 64;
@@ -474,9 +478,10 @@ static void lost_push(struct op *op, uint64_t chunk)
 		sh->lost = grown;
 		sh->lost_max = max;
 	}
-	c->lost = true;
-	sh->lost[sh->lost_count] = chunk;
-	atomic_set(&sh->lost_count, sh->lost_count + 1);
+	atomic_set(&c->lost, (uint8_t)width);
+	sh->lost[sh->lost_count++] = chunk;
+	if (sh->lost_width < width)
+		atomic_set(&sh->lost_width, width);
 }
 
 /*
@@ -543,7 +548,7 @@ void hint_push(struct op *op, uint64_t start, uint32_t len)
 	uint64_t most = op->a->hints_max * (len < TINY_RUN ? 1 : LONGER_SHARE);
 
 	if (!bin_push(op->a, b, start, op->refill ? UINT64_MAX : most)) {
-		lost_push(op, chunk_of(start));
+		lost_push(op, chunk_of(start), len);
 		return;
 	}
 	if (b->count == 1)
@@ -585,20 +590,23 @@ static bool hint_good(struct op *op, uint64_t start, uint32_t run)
 	       look_around(op, start, end, false, &r) && !r.before && !r.after;
 }
 
-void hints_tidy_bin(struct op *op)
+static int highest_first(const void *a, const void *b)
 {
-	struct shard *sh = op->sh;
-	uint32_t run = sh->crowded;
-	struct bin *b, old;
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
 
-	sh->crowded = 0;
-	b = &sh->bins[run - 1];
-	old = *b;
-	*b = (struct bin){ NULL, 0, 0 };
-	while (old.count) {
-		uint64_t start = bin_pop(op->a, &old);
+	return (x < y) - (x > y);
+}
+
+/* Keep one hint of each run that is there. */
+static void hints_keep(struct op *op, struct bin *b, uint32_t run,
+		       const uint64_t *starts, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t start = starts[i];
 		struct hood h;
 
+		if (i && start == starts[i - 1])
+			continue;
 		if (hood_lock(op, start, start + run, &h)) {
 			/* No memory to look: neither to keep it. */
 			atomic_set(&op->a->lost_all, true);
@@ -606,13 +614,27 @@ void hints_tidy_bin(struct op *op)
 		}
 		if (hint_good(op, start, run) &&
 		    !bin_push(op->a, b, start, UINT64_MAX))
-			lost_push(op, chunk_of(start));
+			lost_push(op, chunk_of(start), run);
 		hood_unlock(op, &h);
 	}
-	if (old.top) {
-		pool_put(&op->a->hint_blocks, old.top);
-		atomic_add(&op->a->hints, -HINTS);
+}
+
+void hints_tidy_bin(struct op *op)
+{
+	struct shard *sh = op->sh;
+	uint32_t run = sh->crowded;
+	struct bin *b = &sh->bins[run - 1];
+	uint32_t count = b->count;
+	uint64_t *starts = malloc((count + 1) * sizeof(*starts));
+
+	sh->crowded = 0;
+	for (uint32_t i = 0; starts && i < count; i++)
+		starts[i] = bin_pop(op->a, b);
+	if (starts) {
+		qsort(starts, count, sizeof(*starts), highest_first);
+		hints_keep(op, b, run, starts, count);
 	}
+	free(starts);
 	b->tidy = b->count;
 	if (!b->count)
 		filled_set(sh, run - 1, false);
@@ -639,32 +661,72 @@ out:
 	return err;
 }
 
-bool hints_search_lost(struct op *op)
+/* Take a chunk with a lost run of `width` off the list. False: there is none. */
+static bool lost_pop(struct op *op, uint32_t width, uint64_t *chunk)
 {
 	struct shard *sh = op->sh;
-	uint64_t chunk, units = op->a->units;
+
+	for (uint32_t i = sh->lost_count; i-- > 0;) {
+		uint8_t lost;
+
+		*chunk = sh->lost[i];
+		lost = atomic_get(&chunks_peek(&op->a->chunks, *chunk)->lost);
+		/* Searched by way of another entry, it needs none. */
+		if (!lost || lost >= width)
+			sh->lost[i] = sh->lost[--sh->lost_count];
+		if (lost >= width)
+			return true;
+	}
+	return false;
+}
+
+bool hints_search_lost(struct op *op, uint32_t len)
+{
+	uint32_t width = width_of(len);
+	uint64_t chunk, s, e;
 	struct chunk *c;
 	struct hood h;
-	bool again;
+	bool found;
 
-	chunk = sh->lost[sh->lost_count - 1];
-	if (hood_lock(op, chunk * ALLOC_CHUNK,
-		      min_u64((chunk + 1) * ALLOC_CHUNK, units), &h)) {
+	if (!lost_pop(op, width, &chunk)) {
+		atomic_set(&op->sh->lost_width, width - 1);
+		return false;
+	}
+	s = chunk * ALLOC_CHUNK;
+	e = min_u64(s + ALLOC_CHUNK, op->a->units);
+	c = chunks_get(&op->a->chunks, chunk);
+	if (!c || hood_lock(op, s, e, &h)) {
 		atomic_set(&op->a->lost_all, true);
 		return false;
 	}
-	atomic_set(&sh->lost_count, sh->lost_count - 1);
-	c = chunks_peek(&op->a->chunks, chunk);
-	c->lost = false;
-	op->refill = true;
+	atomic_set(&c->lost, 0);
+	op->refill = 1u << (width - 1);
 	space_index_chunk(op, chunk, false);
-	op->refill = false;
+	op->refill = 0;
 	/* Without memory it is lost again: there is no use in more of this. */
-	again = !c->lost;
-	if (!again)
+	found = !c->lost;
+	if (!found)
 		atomic_set(&op->a->lost_all, true);
+	/* What is shorter stays lost. */
+	if (width > 1)
+		lost_push(op, chunk, (1u << (width - 1)) - 1);
 	hood_unlock(op, &h);
-	return again;
+	return found;
+}
+
+static void lost_swap(struct shard *a, struct shard *b)
+{
+	uint64_t *lost = a->lost;
+	uint32_t count = a->lost_count, max = a->lost_max, width = a->lost_width;
+
+	a->lost = b->lost;
+	a->lost_count = b->lost_count;
+	a->lost_max = b->lost_max;
+	atomic_set(&a->lost_width, b->lost_width);
+	b->lost = lost;
+	b->lost_count = count;
+	b->lost_max = max;
+	atomic_set(&b->lost_width, width);
 }
 
 bool hints_steal(struct shard *own, struct shard *from, uint32_t len)
@@ -680,16 +742,8 @@ bool hints_steal(struct shard *own, struct shard *from, uint32_t len)
 		filled_set(from, run - 1, b.count > 0);
 		return true;
 	}
-	if (from->lost_count && !own->lost_count) {
-		uint64_t *lost = own->lost;
-		uint32_t max = own->lost_max;
-
-		own->lost = from->lost;
-		own->lost_max = from->lost_max;
-		atomic_set(&own->lost_count, from->lost_count);
-		from->lost = lost;
-		from->lost_max = max;
-		atomic_set(&from->lost_count, 0);
+	if (from->lost_width >= width_of(len)) {
+		lost_swap(own, from);
 		return true;
 	}
 	return false;

@@ -711,6 +711,8 @@ int map_write(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 		 uint64_t *next)
 {
+	/* What this enters lies behind it; what was there before it may matter. */
+	struct txn *earlier = t->items ? t : NULL;
 	uint64_t end = blk + n, got, max = MAP_BARE_MAX;
 	struct extent e[32];
 	struct run run;
@@ -722,7 +724,7 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 	while (blk < end && r == 0 && txn_has_room(t, 80)) {
 		uint64_t want;
 
-		r = lookup(t->v, t, ip, blk, &run);
+		r = lookup(t->v, earlier, ip, blk, &run);
 		if (r)
 			break;
 		want = run.len < end - blk ? run.len : end - blk;

@@ -1042,6 +1042,74 @@ static void lost_runs_wait_for_memory(void **state)
 	assert_int_equal(alloc_close(a), 0);
 }
 
+/* The same two runs come and go, and nobody takes them by their hints. */
+static void hints_do_not_pile_up(void **state)
+{
+	struct alloc_config cfg = { .units = 4 * ALLOC_CHUNK, .shards = 1 };
+	struct extent e;
+	struct alloc *a;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_exact(a, 0, ALLOC_CHUNK), 0);
+	assert_int_equal(alloc_free(a, 1000, 100), 0);
+	assert_int_equal(alloc_free(a, 3000, 100), 0);
+	for (unsigned i = 0; i < 100000; i++) {
+		uint64_t at = i % 2 ? 1000 : 3000;
+
+		assert_int_equal(alloc_near(a, at, 10, &e), 0);
+		assert_int_equal(e.start, at);
+		assert_int_equal(alloc_free(a, at, 10), 0);
+	}
+	assert_true(a->hints < 2000);
+	assert_int_equal(alloc_any(a, 100, &e), 0);
+	assert_int_equal(e.start, 1000);
+	assert_int_equal(alloc_any(a, 100, &e), 0);
+	assert_int_equal(e.start, 3000);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
+/* More short runs than there is room for in the bins, and requests for longer. */
+static void lost_runs_are_searched_only_for_what_they_may_be(void **state)
+{
+	struct alloc_config cfg = { .units = 16 * ALLOC_CHUNK, .shards = 1 };
+	uint64_t free_units, got, hints;
+	struct extent e, out[64];
+	struct alloc *a;
+	unsigned count;
+
+	(void)state;
+	assert_int_equal(alloc_open(&cfg, NULL, 0, &a), 0);
+	assert_int_equal(alloc_any(a, cfg.units, &e), 0);
+	for (uint64_t i = 0; i < 10 * ALLOC_CHUNK; i += 2)
+		assert_int_equal(alloc_free(a, i, 1), 0);
+	assert_int_equal(alloc_free(a, 12 * ALLOC_CHUNK, 2 * ALLOC_CHUNK), 0);
+	assert_true(a->shards[0].lost_count > 0);
+	hints = a->hints;
+	for (uint64_t i = 0; i < 50; i++) {
+		assert_int_equal(alloc_any(a, 300, &e), 0);
+		assert_int_equal(alloc_free(a, i * 200 * 32 + 1, 1), 0);
+	}
+	assert_true(a->hints < hints + 1000);
+	/* Longer ones that are lost, too, over the border of two chunks. */
+	a->hints += 8 * a->hints_max;
+	assert_int_equal(alloc_free(a, 11 * ALLOC_CHUNK - 150, 800), 0);
+	assert_int_equal(alloc_free(a, 15 * ALLOC_CHUNK, 90), 0);
+	while ((free_units = alloc_free_units(a)) > 2 * ALLOC_CHUNK)
+		assert_int_equal(alloc_any(a, 1, &e), 0);
+	while (!alloc_any(a, 1000, &e))
+		;
+	assert_int_equal(alloc_any(a, 700, &e), 0);
+	assert_int_equal(alloc_any(a, 80, &e), 0);
+	a->hints -= 8 * a->hints_max;
+	while ((free_units = alloc_free_units(a)))
+		assert_int_equal(alloc_vec(a, ALLOC_NO_GOAL, free_units, out, 64,
+					   &count, &got), 0);
+	check(a);
+	assert_int_equal(alloc_close(a), 0);
+}
+
 /* Where the space ends nobody has looked yet, or not for long. */
 static void a_space_ends_in_a_chunk_that_nobody_knows(void **state)
 {
@@ -1534,6 +1602,8 @@ int main(void)
 		cmocka_unit_test(a_source_that_lies_is_found_out),
 		cmocka_unit_test(a_resize_asks_the_source),
 		cmocka_unit_test(lost_runs_wait_for_memory),
+		cmocka_unit_test(hints_do_not_pile_up),
+		cmocka_unit_test(lost_runs_are_searched_only_for_what_they_may_be),
 		cmocka_unit_test(a_space_ends_in_a_chunk_that_nobody_knows),
 		cmocka_unit_test(a_resize_without_memory_changes_nothing),
 		cmocka_unit_test(a_chunk_that_is_being_loaded_is_not_passed_over),
