@@ -1919,7 +1919,7 @@ static void a_small_journal_lets_few_bitmaps_change_at_once(void **state)
 	journal_shorten(&w, JOURNAL_MIN_UNITS);
 	for (unsigned i = 0; i < 2; i++) {
 		ino = make(&w, ROOT_INO, "large");
-		OK(fs_fallocate(w.fs, ino, 0, 0, LARGE_BYTES / 100 * 99));
+		OK(fs_fallocate(w.fs, ino, 0, 0, LARGE_BYTES / 100 * 96));
 		volume_stat(w.v, &st);
 		assert_true(st.checkpoints > 10);
 		world_again(&w);
