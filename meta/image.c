@@ -146,6 +146,17 @@ static int file_flush(struct image *im)
 	return fdatasync(fd_of(im)) ? -errno : 0;
 }
 
+/* tmpfs gives up when the thread was stopped or frozen meanwhile. */
+static int fd_allocate(int fd, int mode, uint64_t off, uint64_t len)
+{
+	int r;
+
+	do
+		r = fallocate(fd, mode, (off_t)off, (off_t)len);
+	while (r && errno == EINTR);
+	return r ? -errno : 0;
+}
+
 static int file_discard(struct image *im, uint64_t off, uint64_t len)
 {
 	if (im->blockdev) {
@@ -153,19 +164,15 @@ static int file_discard(struct image *im, uint64_t off, uint64_t len)
 
 		return ioctl(fd_of(im), BLKDISCARD, range) ? -errno : 0;
 	}
-	return fallocate(fd_of(im), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			 (off_t)off, (off_t)len)
-		       ? -errno
-		       : 0;
+	return fd_allocate(fd_of(im), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			   off, len);
 }
 
 static int file_ensure(struct image *im, uint64_t off, uint64_t len)
 {
 	if (im->blockdev)
 		return 0;
-	return fallocate(fd_of(im), FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len)
-		       ? -errno
-		       : 0;
+	return fd_allocate(fd_of(im), FALLOC_FL_KEEP_SIZE, off, len);
 }
 
 static int file_mapped(struct image *im, uint64_t *off, uint64_t *len)

@@ -15,7 +15,7 @@ mounted() {
 
 # A mount whose daemon died stands in the way.
 if mounted && ! stat "$dir/." >/dev/null 2>&1; then
-	"$bin/spaceweave" umount "$dir"
+	"$bin/spaceweave" umount -l "$dir"
 fi
 [ -e "$image" ] || "$bin/mkfs.spaceweave" "$image" 10G
 if ! mounted; then

@@ -58,13 +58,14 @@ back() { # FILE IMAGE WHAT: all is as it was before fsck
 }
 # The file's records: where each stands, its kind, place and length.
 records() {
-	local at=0 end f
+	local at=0 end kind place bytes
 	end=$(stat -c %s "$1")
 	while [ $at -lt "$end" ]; do
-		f=($(od -An -v -t u4 -j $((at + 12)) -N 4 "$1") $(od -An -v -t u8 -j $((at + 24)) -N 16 "$1"))
-		echo "$at ${f[*]}"
-		[ "${f[0]}" != 0 ] || f[2]=0
-		at=$((at + 4096 + (f[2] + 4095) / 4096 * 4096))
+		kind=$(od -An -v -t u4 -j $((at + 12)) -N 4 "$1")
+		read -r place bytes < <(od -An -v -t u8 -j $((at + 24)) -N 16 "$1")
+		[ $((kind)) != 0 ] || bytes=0	# the head tells the image's
+		echo "$at $((kind)) $place $bytes"
+		at=$((at + 4096 + (bytes + 4095) / 4096 * 4096))
 	done
 }
 put() { # FROM OFFSET TO OFFSET BYTES
@@ -105,7 +106,6 @@ refused part image "a slot that is neither"
 
 # Files of earlier versions know nothing of slots.
 while read -r at kind place bytes; do
-	[ "$kind" != 0 ] || bytes=0
 	[ "$kind" = 3 ] || dd if=saved bs=4096 skip=$((at / 4096)) count=$((1 + (bytes + 4095) / 4096)) status=none
 done < <(records saved) >old
 cp --sparse=always repaired image
