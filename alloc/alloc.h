@@ -136,7 +136,7 @@ void alloc_unreserve(struct alloc *a, uint64_t units);
 /*
  * One extent of exactly `len` units. -ENOSPC when no run is that long, by the
  * policy, anywhere; close to `goal` where a run there serves as well; exactly
- * at `start` (-EBUSY when a unit of it is in use).
+ * at `start` (-EBUSY when a unit of it is in use, or promised to others).
  */
 int alloc_any(struct alloc *a, uint64_t len, struct extent *out);
 int alloc_near(struct alloc *a, uint64_t goal, uint64_t len, struct extent *out);

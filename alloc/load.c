@@ -41,6 +41,19 @@ static int chunk_state(struct alloc *a, uint64_t chunk)
 	return chunk_change(a, chunk, -1, -1);
 }
 
+/*
+ * Nodes for all long runs that a chunk can have. By start they follow each
+ * other; by size those of one size do, and there cannot be many sizes.
+ */
+static int prepare_nodes(struct alloc *a, const struct chunk *c)
+{
+	size_t runs = min_u64(c->edges / 2 + 1, ALLOC_CHUNK / (a->border + 2));
+	size_t nodes = 32 + runs / 8 + 2 * min_u64(runs, 256);
+	int err = btree_prepare(&a->by_size, nodes);
+
+	return err ? err : btree_prepare(&a->by_start, nodes);
+}
+
 /* Make `bits` the chunk's, which is not ready yet. Consumes them. */
 int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
 {
@@ -61,10 +74,11 @@ int load_adopt(struct alloc *a, uint64_t chunk, uint64_t *bits, uint32_t expect)
 		goto out;
 	}
 	chunk_adopt(&a->chunks, c, bits);
-	if (expect != UINT32_MAX && c->free != expect) {
+	err = expect == UINT32_MAX || c->free == expect ? prepare_nodes(a, c)
+							: -EUCLEAN;
+	if (err) {
 		chunk_become(&a->chunks, c, false);
 		c->state = CHUNK_LOADING;
-		err = -EUCLEAN;
 	} else {
 		op.sh->n.chunk_loads++;
 		err = space_index_chunk(&op, chunk, true);

@@ -459,7 +459,8 @@ int file_resize(struct fs *fs, struct inode *ip, int what, const struct stat *st
 	if (err)
 		return err;
 	/* The same size: blocks set aside beyond it go. */
-	if ((uint64_t)st->st_size > ip->a.size || !ip->a.blks)
+	if ((uint64_t)st->st_size > ip->a.size ||
+	    (!ip->a.blks && !(ip->a.flags & INODE_LOST)))
 		return grow(fs, ip, what, st);
 	return shrink(fs, ip, what, st);
 }

@@ -1185,6 +1185,54 @@ static void a_resize_without_memory_changes_nothing(void **state)
 	resize_starved(300 * ALLOC_CHUNK + 9000, 200 * ALLOC_CHUNK + 7, 0, false);
 }
 
+/* Every third unit is in use. */
+static int thirds_load(void *ctx, uint64_t chunk, void *bits)
+{
+	unsigned char *b = bits;
+
+	(void)ctx;
+	memset(bits, 0, ALLOC_CHUNK_BYTES);
+	for (uint32_t i = 0; i < ALLOC_CHUNK; i++)
+		if ((chunk * ALLOC_CHUNK + i) % 3 == 0)
+			b[i / 8] |= (unsigned char)(1 << i % 8);
+	return 0;
+}
+
+static int thirds_describe(void *ctx, uint64_t chunk, uint64_t *count, uint32_t *free)
+{
+	(void)ctx;
+	*count = 1;
+	*free = ALLOC_CHUNK - (ALLOC_CHUNK + (chunk * ALLOC_CHUNK + 2) % 3) / 3;
+	return 0;
+}
+
+/* First fit has every run that is not small in its trees: thousands come in. */
+static void many_long_runs_need_memory(void **state)
+{
+	struct alloc_config cfg = { .units = 2 * ALLOC_CHUNK,
+				    .small_limit_bytes = 4096, .shards = 1,
+				    .policy = ALLOC_FIRST_FIT };
+	struct alloc_source src = { NULL, thirds_load, thirds_describe };
+	bool failed = true;
+
+	(void)state;
+	for (uint64_t n = 0; failed; n++) {
+		struct alloc *a;
+		struct extent e;
+		int err;
+
+		assert_int_equal(alloc_open(&cfg, &src, cfg.units / 3 * 2, &a), 0);
+		fault_memory(n, true);
+		err = alloc_any(a, 2, &e);
+		failed = fault_memory(UINT64_MAX, false) > n;
+		assert_true(!err || (failed && err == -ENOMEM));
+		for (uint64_t i = 0; i < cfg.units / 3 - !err; i++)
+			assert_int_equal(alloc_any(a, 2, &e), 0);
+		check(a);
+		assert_int_equal(alloc_close(a), 0);
+	}
+}
+
 /* Three chunks, all free; who loads the second waits, and may fail. */
 struct slow {
 	struct alloc *a;
@@ -1606,6 +1654,7 @@ int main(void)
 		cmocka_unit_test(lost_runs_are_searched_only_for_what_they_may_be),
 		cmocka_unit_test(a_space_ends_in_a_chunk_that_nobody_knows),
 		cmocka_unit_test(a_resize_without_memory_changes_nothing),
+		cmocka_unit_test(many_long_runs_need_memory),
 		cmocka_unit_test(a_chunk_that_is_being_loaded_is_not_passed_over),
 		cmocka_unit_test(a_free_run_is_told_from_its_start),
 		cmocka_unit_test(a_check_sees_what_is_at_odds),

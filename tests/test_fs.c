@@ -1740,6 +1740,22 @@ static const char *blocks_of(struct world *w, uint64_t ino, unsigned n)
 	return out;
 }
 
+/* It has no blocks; yet what is cut off must not come back. */
+static void a_file_of_lost_blocks_alone_is_cut(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "lost"), copy = make(w, ROOT_INO, "copy");
+
+	put_lost(w, ino, 0, 6);
+	resize(w, ino, 6 * BLOCK);
+	/* fsck marks the inode, and so does a copy */
+	OK(fs_copy_file_range(w->fs, ino, 0, copy, 0, 6 * BLOCK));
+	assert_string_equal(blocks_of(w, copy, 6), "LLLLLL");
+	resize(w, copy, 2 * BLOCK);
+	resize(w, copy, 6 * BLOCK);
+	assert_string_equal(blocks_of(w, copy, 6), "LL    ");
+}
+
 static void what_is_lost_fails_to_read_until_it_is_written_over(void **state)
 {
 	struct world *w = *state;
@@ -1980,6 +1996,7 @@ int main(void)
 		TEST(blocks_that_are_being_punched_are_waited_for),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
+		TEST(a_file_of_lost_blocks_alone_is_cut),
 		TEST(as_much_is_lost_as_a_file_is_long),
 		cmocka_unit_test(lookup_counts_are_exact),
 		cmocka_unit_test(a_checkpoint_writes_over_nothing_that_is_needed),
