@@ -578,6 +578,7 @@ int main(int argc, char **argv)
 		status = f.mode == PROBLEM_CHECK ? check(&f) : repair(&f);
 	}
 	forget(&f);
+	free(f.ridden.v);
 	free(f.gaps);
 	free(f.gap_open);
 	index_fini(&f.gap_at);

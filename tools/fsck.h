@@ -270,6 +270,7 @@ struct fsck {
 	struct ref_run *refs;
 	size_t ref_count, ref_room;
 	struct runs shared;		/* each reference to blocks in refs */
+	struct runs ridden;		/* that replay writes to: data rode in the journal */
 	struct intent_run *intents;
 	size_t intent_count, intent_room;
 	uint8_t *there;			/* a bit for each bitmap that there is, or

@@ -501,10 +501,25 @@ static void say(void *ctx, const char *text)
 		cli_warn("%s", text);
 }
 
+/* Where replay puts what rode in the journal, whether or not it was freed since:
+ * it is not to be taken for a node meanwhile. The next round frees it. */
+static int claim_ridden(struct fsck *f)
+{
+	for (size_t i = 0; i < f->ridden.count; i++) {
+		const struct extent *e = &f->ridden.v[i];
+		bool twice;
+
+		for (uint64_t b = e->start; b < e->start + e->len; b++)
+			if (blocks_put(&f->owned, b, 1, &twice) < 0)
+				return -ENOMEM;
+	}
+	return 0;
+}
+
 /* All that is owned, for bitmaps that are to be written anew. */
 static int claim_owned(struct fsck *f, struct runs *claim)
 {
-	int ret = 0;
+	int ret = claim_ridden(f);
 
 	for (uint64_t page = 0; !ret && page < f->owned.pages; page++) {
 		const uint8_t *bits = blocks_page(&f->owned, page);

@@ -12,16 +12,19 @@
  *      of the highest birth that is not above it. So all nodes in the image
  *      are looked at; the first root below which everything is there is it.
  *      If there is none the newest is taken, and later passes repair that.
- *   3. The chain of groups from where the checkpoint ended the generation
- *      before. That is not known: between the group of the checkpoint before
- *      and its own, for both come after the end of their generation. Items are
- *      absolute, so applying more of them, in order, comes to the same; but
- *      not data that rode in a group (JITEM_DATA), if its block was freed since
- *      and has other contents now. What was freed is not taken again before
- *      the checkpoint that the freeing is part of: so a group that frees what
- *      one after the checkpoint takes came before that end, and the chain
- *      begins behind it. Part of the ring stays free for whoever opens the
- *      volume, as it was when the checkpoint was made.
+ *   3. The chain of groups that ends with the last one, from before the
+ *      checkpoint. Items are absolute, so applying more of them, in order, comes
+ *      to the same, and helps where what is found of a tree is older. But data
+ *      that rode in a group (JITEM_DATA) is written to its block, which may
+ *      have been freed since and hold something else. The checkpoint put it in
+ *      its place, if it rode before the end of the generation: so a group from
+ *      before that end is left out, and all before it, if its data is not there
+ *      now. Where that end is, between the group of the checkpoint before and
+ *      its own, is not known; but what was freed is not taken again before the
+ *      checkpoint that the freeing is part of, so a group that frees what one
+ *      after the checkpoint takes came before it, and is left out as well. Part
+ *      of the ring stays free for whoever opens the volume, as it was when the
+ *      checkpoint was made.
  *
  * Where backups are lost as well, what never changes is guessed (guess_super):
  * a node knows its own block number, which gives the block size; the size is
@@ -57,15 +60,19 @@ struct census {
 };
 
 /* A group in the ring; of the blocks that all of them take and free, its own
- * are those from place `space` on. */
+ * are those from place `space` on, and of data that rides those from `ride` on. */
 struct group_at {
 	uint64_t unit, units, salt, seq, prev, csum, durable, checkpoint, of_gen;
-	size_t space;
+	size_t space, ride;
 };
 
 struct delta_at {
 	struct extent e;
 	bool free;
+};
+
+struct ride_at {
+	uint64_t block, csum;
 };
 
 struct rescue {
@@ -77,6 +84,8 @@ struct rescue {
 	size_t count;
 	struct delta_at *space;
 	size_t spaces, space_room;
+	struct ride_at *ride;
+	size_t rides, ride_room;
 	struct root root[ROOTS];	/* by birth, the newest first */
 	unsigned roots;
 	unsigned top;			/* the highest level met */
@@ -93,27 +102,50 @@ void super_distrust_space(struct disk_super *s)
 
 /* ---- the ring ------------------------------------------------------------------ */
 
-/* What a group takes and frees. */
-static int space_survey(struct rescue *r, const struct disk_group *g)
+static int note_space(struct rescue *r, const struct disk_jitem *ji)
+{
+	struct delta_at *p = grow(r->space, sizeof(*p), r->spaces, &r->space_room);
+	le64 run[2];
+
+	if (!p)
+		return -ENOMEM;
+	r->space = p;
+	memcpy(run, ji->bytes, sizeof(run));
+	p[r->spaces++] = (struct delta_at){{get64(run[0]), get64(run[1])},
+					   ji->type == JITEM_FREE};
+	return 0;
+}
+
+static int note_ride(struct rescue *r, const struct disk_jitem *ji)
+{
+	struct ride_at *p = grow(r->ride, sizeof(*p), r->rides, &r->ride_room);
+	le64 block;
+
+	if (!p)
+		return -ENOMEM;
+	r->ride = p;
+	memcpy(&block, ji->bytes, sizeof(block));
+	p[r->rides++] = (struct ride_at){get64(block),
+					 checksum(ji->bytes + sizeof(block),
+						  get16(ji->vlen))};
+	return 0;
+}
+
+/* What a group takes and frees, and what rides in it. */
+static int items_survey(struct rescue *r, const struct disk_group *g)
 {
 	const struct disk_jitem *ji = NULL;
+	int ret = 0;
 
-	while ((ji = group_item(g, ji))) {
-		struct delta_at *p;
-		le64 run[2];
+	while (!ret && (ji = group_item(g, ji))) {
+		size_t klen = get16(ji->klen);
 
-		if ((ji->type != JITEM_TAKE && ji->type != JITEM_FREE) ||
-		    get16(ji->klen) != sizeof(run))
-			continue;
-		p = grow(r->space, sizeof(*p), r->spaces, &r->space_room);
-		if (!p)
-			return -ENOMEM;
-		r->space = p;
-		memcpy(run, ji->bytes, sizeof(run));
-		p[r->spaces++] = (struct delta_at){{get64(run[0]), get64(run[1])},
-						   ji->type == JITEM_FREE};
+		if ((ji->type == JITEM_TAKE || ji->type == JITEM_FREE) && klen == 16)
+			ret = note_space(r, ji);
+		else if (ji->type == JITEM_DATA && klen == 8)
+			ret = note_ride(r, ji);
 	}
-	return 0;
+	return ret;
 }
 
 static int ring_survey(struct rescue *r)
@@ -138,8 +170,8 @@ static int ring_survey(struct rescue *r)
 		p[r->count++] = (struct group_at){
 			u, group_units(g), get64(g->salt), get64(g->seq),
 			get64(g->prev), get64(g->csum), get64(g->durable_seq),
-			get64(g->checkpoint_gen), get64(g->of_gen), r->spaces};
-		ret = space_survey(r, g);
+			get64(g->checkpoint_gen), get64(g->of_gen), r->spaces, r->rides};
+		ret = items_survey(r, g);
 		u += group_units(g) - 1;
 	}
 	ring_fini(&ring);
@@ -188,24 +220,72 @@ static size_t space_end(const struct rescue *r, const struct group_at *g)
 	return g + 1 < r->groups + r->count ? g[1].space : r->spaces;
 }
 
-/* What groups after this one take, and the units from it to where they end. */
-static int taken_after(const struct rescue *r, const struct group_at *own,
-		       struct runs *taken, uint64_t *units)
+static size_t ride_end(const struct rescue *r, const struct group_at *g)
+{
+	return g + 1 < r->groups + r->count ? g[1].ride : r->rides;
+}
+
+/* What is known of the groups that are to be replayed, while more are looked at. */
+struct replay {
+	uint64_t units;
+	struct runs taken;		/* by those after the checkpoint */
+	struct blocks ridden;		/* blocks that data rides for */
+	bool older;			/* those before are of older generations */
+};
+
+/* Note the blocks that data rides for. *again: some were known. */
+static int ridden(struct rescue *r, const struct group_at *g, struct replay *p,
+		  bool *again)
+{
+	*again = false;
+	for (size_t i = g->ride; i < ride_end(r, g); i++) {
+		bool twice = true;
+
+		if (r->ride[i].block < r->blocks &&
+		    blocks_put(&p->ridden, r->ride[i].block, 1, &twice) < 0)
+			return -ENOMEM;
+		*again = *again || twice;
+	}
+	return 0;
+}
+
+/* The groups after this one. */
+static int replay_after(struct rescue *r, const struct group_at *own,
+			struct replay *p)
 {
 	const struct group_at *g = own;
-	int ret = 0;
+	bool again;
+	int ret = blocks_init(&p->ridden, r->blocks);
 
-	*units = own->units;
+	p->units = own->units;
+	if (!ret)
+		ret = ridden(r, own, p, &again);
 	while (!ret && follows(r, g, behind(r, g))) {
 		g = behind(r, g);
-		*units += g->units;
+		p->units += g->units;
 		for (size_t i = g->space; !ret && i < space_end(r, g); i++)
 			if (!r->space[i].free)
-				ret = runs_add(taken, r->space[i].e.start,
+				ret = runs_add(&p->taken, r->space[i].e.start,
 					       r->space[i].e.len);
+		if (!ret)
+			ret = ridden(r, g, p, &again);
 	}
-	runs_sort(taken);
+	runs_sort(&p->taken);
 	return ret;
+}
+
+/* Is all that rides in it where it belongs? */
+static bool in_place(const struct rescue *r, const struct group_at *g)
+{
+	static uint8_t buf[1u << BLOCK_SHIFT_MAX];
+	size_t size = (size_t)1 << r->shift;
+
+	for (size_t i = g->ride; i < ride_end(r, g); i++)
+		if (r->ride[i].block >= r->blocks ||
+		    image_pread(r->f->im, buf, size, r->ride[i].block << r->shift) ||
+		    checksum(buf, size) != r->ride[i].csum)
+			return false;
+	return true;
 }
 
 /* Does it free what was taken again? */
@@ -219,24 +299,41 @@ static bool frees(const struct rescue *r, const struct group_at *g,
 	return false;
 }
 
+/* May this group, the one before those of `p`, be replayed too? */
+static int replay_before(struct rescue *r, const struct group_at *g,
+			 struct replay *p, bool *yes)
+{
+	uint64_t most = get64(r->s.journal_units);
+	bool again = false;
+	int ret = 0;
+
+	p->older = p->older || g->of_gen;
+	*yes = p->units + g->units <= most - most / 8 &&
+	       (p->older ? in_place(r, g) : !frees(r, g, &p->taken));
+	if (*yes)
+		ret = ridden(r, g, p, &again);
+	*yes = *yes && !again;
+	p->units += g->units;
+	return ret;
+}
+
 /* What is to be replayed upon the checkpoint whose own group this is, or, where
  * that is lost, a later one. */
 static int set_tail(struct rescue *r, const struct group_at *own)
 {
-	uint64_t units, most = get64(r->s.journal_units);
 	uint64_t must = own->of_gen ? own->seq : own->durable;
-	const struct group_at *g = own, *p = before(r, own);
-	struct runs taken = {0};
-	int ret = taken_after(r, own, &taken, &units);
+	const struct group_at *g = own;
+	struct replay p = {0};
+	bool yes = true;
+	int ret = replay_after(r, own, &p);
 
-	most -= most / 8;
-	while (!ret && follows(r, p, g) && !p->of_gen && units + p->units <= most &&
-	       !frees(r, p, &taken)) {
-		units += p->units;
-		g = p;
-		p = before(r, p);
+	while (!ret && yes && follows(r, before(r, g), g)) {
+		ret = replay_before(r, before(r, g), &p, &yes);
+		if (yes)
+			g = before(r, g);
 	}
-	free(taken.v);
+	free(p.taken.v);
+	blocks_fini(&p.ridden);
 	for (size_t i = 0; i < r->count; i++)
 		if (r->groups[i].salt == own->salt && r->groups[i].durable > must)
 			must = r->groups[i].durable;
@@ -599,6 +696,7 @@ static void rescue_free(struct rescue *r)
 		return;
 	free(r->groups);
 	free(r->space);
+	free(r->ride);
 	free(r);
 }
 

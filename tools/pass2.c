@@ -64,8 +64,6 @@ static void note_take(struct fsck *f, const struct disk_jitem *ji)
 	le64 run[2];
 	uint64_t i, last;
 
-	if (ji->type != JITEM_TAKE)
-		return;
 	memcpy(run, ji->bytes, sizeof(run));
 	i = get64(run[0]) / f->per_bitmap;
 	last = (get64(run[0]) + get64(run[1]) - 1) / f->per_bitmap;
@@ -73,7 +71,29 @@ static void note_take(struct fsck *f, const struct disk_jitem *ji)
 		f->there[i / 8] |= (uint8_t)(1u << (i % 8));
 }
 
-static const char *items_wrong(struct fsck *f, const struct disk_group *g)
+static int note_ride(struct fsck *f, const struct disk_jitem *ji)
+{
+	le64 block;
+
+	memcpy(&block, ji->bytes, sizeof(block));
+	return runs_add(&f->ridden, get64(block), 1);
+}
+
+static int note_blocks(struct fsck *f, const struct disk_group *g)
+{
+	const struct disk_jitem *ji = NULL;
+	int ret = 0;
+
+	while (!ret && (ji = group_item(g, ji))) {
+		if (ji->type == JITEM_TAKE)
+			note_take(f, ji);
+		else if (ji->type == JITEM_DATA)
+			ret = note_ride(f, ji);
+	}
+	return ret;
+}
+
+static const char *items_wrong(const struct fsck *f, const struct disk_group *g)
 {
 	const uint8_t *p = (const uint8_t *)(g + 1);
 	const uint8_t *end = (const uint8_t *)g + get32(g->bytes);
@@ -84,7 +104,6 @@ static const char *items_wrong(struct fsck *f, const struct disk_group *g)
 
 		if (why)
 			return why;
-		note_take(f, ji);
 		p = ji->bytes + get16(ji->klen) + get16(ji->vlen);
 	}
 	return p == end ? NULL : "bytes are left over";
@@ -180,6 +199,8 @@ static int follow(struct fsck *f, struct ring *r, uint64_t must)
 		why = items_wrong(f, g);
 		if (why)
 			return group_bad(f, r, P_JOURNAL_ITEM, seq, why);
+		if (note_blocks(f, g))
+			return -ENOMEM;
 		prev = get64(g->csum);
 		unit += group_units(g);
 		seq++;
@@ -208,6 +229,7 @@ int pass2(struct fsck *f)
 	int ret = ring_load(f, s, &r);
 
 	f->groups = f->changes = 0;
+	f->ridden.count = 0;
 	free(f->there);
 	f->there = calloc(f->blocks / f->per_bitmap / 8 + 1, 1);
 	if (!f->there)

@@ -412,6 +412,21 @@ static int inode_end(struct fsck *f)
 	return ret;
 }
 
+static int intent_cmp(const void *key, const void *run)
+{
+	const uint64_t *ino = key;
+	const struct intent_run *i = run;
+
+	return (*ino > i->ino) - (*ino < i->ino);
+}
+
+/* They are in the order of their table. */
+static const struct intent_run *intent_of(const struct fsck *f, uint64_t ino)
+{
+	return f->intent_count ? bsearch(&ino, f->intents, f->intent_count,
+					 sizeof(*f->intents), intent_cmp) : NULL;
+}
+
 static int inode_begin(struct fsck *f, uint64_t ino)
 {
 	int ret = inode_end(f);
@@ -421,9 +436,7 @@ static int inode_begin(struct fsck *f, uint64_t ino)
 	free(cur.unlikely_runs.v);
 	memset(&cur, 0, sizeof(cur));
 	cur.ino = ino;
-	for (size_t i = 0; i < f->intent_count; i++)
-		if (f->intents[i].ino == ino)
-			cur.intent = &f->intents[i];
+	cur.intent = intent_of(f, ino);
 	return ret;
 }
 

@@ -45,9 +45,9 @@
  *   scatter PATH N                   a file of every second of 2 N blocks
  *   dirty N                          N small transactions, durable, and a crash
  *   twice N M                        twice N files and a checkpoint, M files, a crash
- *   rewrite NAME N M                 a file of a block, written N times, each time
- *                                    durable in the journal, a checkpoint after
- *                                    each M, and a crash
+ *   rewrite NAME N K M               a file of N / K blocks, each written K times,
+ *                                    each time durable in the journal, a checkpoint
+ *                                    after each M, and a crash
  *   truncate BYTES                   of the image
  *
  * These break nothing, but fail if it is not so, or print:
@@ -922,7 +922,7 @@ static void make_twice(unsigned n, unsigned m)
 	image_close(im);
 }
 
-static void rewrite(const char *name, unsigned n, unsigned m)
+static void rewrite(const char *name, unsigned n, unsigned k, unsigned m)
 {
 	static const struct volume_repair none;
 	struct inode *ip;
@@ -930,7 +930,7 @@ static void rewrite(const char *name, unsigned n, unsigned m)
 	open_with(&none, false);
 	add(ROOT_INO, name, S_IFREG | 0644, &ip);
 	for (unsigned i = 0; i < n; i++) {
-		fill(ip, 0, 1, i);
+		fill(ip, i / k, 1, i);
 		must("sync", volume_sync(v));
 		if ((i + 1) % m == 0)
 			must("checkpoint", volume_checkpoint(v));
@@ -1242,9 +1242,9 @@ int main(int argc, char **argv)
 		make_twice((unsigned)number(argv[0]), (unsigned)number(argv[1]));
 		return 0;
 	}
-	if (!strcmp(c, "rewrite") && argc == 3) {
+	if (!strcmp(c, "rewrite") && argc == 4) {
 		rewrite(argv[0], (unsigned)number(argv[1]),
-			(unsigned)number(argv[2]));
+			(unsigned)number(argv[2]), (unsigned)number(argv[3]));
 		return 0;
 	}
 	if (!strcmp(c, "busy") && argc == 2) {
