@@ -236,12 +236,8 @@ static bool times_before_flag(struct inode *ip, struct stat *st)
 {
 	const struct attr *a = &ip->a;
 
-	if (!ip->owes_times)
-		return false;
 	st->st_ctim = (struct timespec){a->ctime.sec, a->ctime.nsec};
-	if (time_cmp(time_of(&st->st_mtim), a->ctime) > 0)
-		st->st_mtim = st->st_ctim;
-	return true;
+	return ip->owes_times && time_cmp(time_of(&st->st_mtim), a->ctime) <= 0;
 }
 
 static int setattr_plain(struct fs *fs, struct inode *ip, int what,

@@ -57,7 +57,7 @@ daemon_pid() {
 }
 
 tidy() {
-	local status=$?
+	local status=${1:-$?}
 	trap - EXIT INT TERM
 	set +e
 	cd /
