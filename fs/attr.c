@@ -368,6 +368,8 @@ int fs_setflags(struct fs *fs, uint64_t ino, const uint32_t *flags,
 		const uint32_t *projid)
 {
 	struct inode *ip;
+	uint64_t seq;
+	uint32_t iflags;
 	int err = fs->readonly ? -EROFS : inode_write_lock(fs, ino, &ip);
 
 	if (err)
@@ -375,8 +377,10 @@ int fs_setflags(struct fs *fs, uint64_t ino, const uint32_t *flags,
 	err = setflags_locked(fs, ip, flags, projid);
 	if (!err && flags && !(*flags & FS_APPEND_FL))
 		gaps_drop(&fs->gaps, ino);
+	seq = ip->last_seq;
+	iflags = ip->a.flags;
 	inode_unlock_put(fs, ip);
-	return err;
+	return err ? err : fs_settle(fs, seq, iflags, false);
 }
 
 int fs_append_begin(struct fs *fs, uint64_t ino)

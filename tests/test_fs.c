@@ -720,6 +720,36 @@ static void what_an_immutable_file_refuses_moves_no_time(void **state)
 	assert_string_equal(runs_of(w, ino), "a10");
 }
 
+static uint64_t flushes(struct world *w)
+{
+	struct volume_stat st;
+
+	volume_stat(w->v, &st);
+	return st.flushes;
+}
+
+static void with_sync_flags_are_durable_when_answered(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f"), before = flushes(w);
+	uint32_t projid = 7;
+
+	set_flags(w, ino, FS_NODUMP_FL);
+	assert_int_equal(flushes(w), before);
+	set_flags(w, ino, FS_SYNC_FL);
+	assert_true(flushes(w) > before);
+	before = flushes(w);
+	OK(fs_setflags(w->fs, ino, NULL, &projid));
+	assert_true(flushes(w) > before);
+	set_flags(w, ino, 0);
+	w->opt.sync = true;
+	world_again(w);
+	ino = find(w, ROOT_INO, "f");
+	before = flushes(w);
+	set_flags(w, ino, FS_NODUMP_FL);
+	assert_true(flushes(w) > before);
+}
+
 static void xattrs_of_all_sizes_are_kept(void **state)
 {
 	static const size_t sizes[] = {0, 1, 639, 640, 641, 4096, 65536};
@@ -1397,6 +1427,7 @@ int main(void)
 		TEST(an_append_only_file_gets_nothing_but_what_is_new),
 		TEST(what_is_appended_may_come_in_any_order),
 		TEST(what_an_immutable_file_refuses_moves_no_time),
+		TEST(with_sync_flags_are_durable_when_answered),
 		TEST(xattrs_of_all_sizes_are_kept),
 		TEST(acls_follow_modes_and_modes_acls),
 		TEST(default_acls_are_inherited),
