@@ -530,8 +530,9 @@ static void do_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 {
 	size_t room = size < XATTR_BUF ? size : XATTR_BUF;
 	char *buf = buffer_of(room ? room : 1);
+	struct fs_cred c = cred_of(req);
 
-	reply_sized(req, buf ? fs_listxattr(fs_of(req), ino, buf, room)
+	reply_sized(req, buf ? fs_listxattr(fs_of(req), &c, ino, buf, room)
 			     : -ENOMEM, buf, size);
 }
 

@@ -771,7 +771,7 @@ static void xattrs_of_all_sizes_are_kept(void **state)
 		assert_memory_equal(in, out, sizes[i]);
 	}
 	assert_int_equal(fs_getxattr(w->fs, ino, "user.x3", out, 10), -ERANGE);
-	assert_int_equal(fs_listxattr(w->fs, ino, out, 65536), 7 * 8);
+	assert_int_equal(fs_listxattr(w->fs, NULL, ino, out, 65536), 7 * 8);
 	assert_int_equal(fs_setxattr(w->fs, &cred, ino, "user.x0", "y", 1,
 				     XATTR_CREATE), -EEXIST);
 	assert_int_equal(fs_setxattr(w->fs, &cred, ino, "user.y", "y", 1,
@@ -794,6 +794,28 @@ static const uint8_t acl[] = {2, 0, 0, 0,
 	0x10, 0, 7, 0, 0xff, 0xff, 0xff, 0xff,
 	0x20, 0, 4, 0, 0xff, 0xff, 0xff, 0xff};
 #define ACL_MASK_PERM 30	/* offset of the mask's permissions */
+
+static void names_of_trusted_xattrs_are_roots_to_see(void **state)
+{
+	static const char *const names[] = {"trusted.a", "user.b", "trusted.c",
+					    "security.d", "trusted.e"};
+	const struct fs_cred root = {0};
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f"), only = make(w, ROOT_INO, "g");
+	char all[128], some[128];
+
+	for (size_t i = 0; i < 5; i++)
+		OK(fs_setxattr(w->fs, &root, ino, names[i], "v", 1, 0));
+	OK(fs_setxattr(w->fs, &root, only, names[0], "v", 1, 0));
+	assert_int_equal(fs_listxattr(w->fs, &root, ino, all, sizeof(all)), 48);
+	assert_int_equal(fs_listxattr(w->fs, &cred, ino, NULL, 0), 18);
+	assert_int_equal(fs_listxattr(w->fs, &cred, ino, some, 17), -ERANGE);
+	assert_int_equal(fs_listxattr(w->fs, &cred, ino, some, 18), 18);
+	for (size_t at = 0; at < 18; at += strlen(some + at) + 1)
+		assert_true(!strcmp(some + at, "user.b") || !strcmp(some + at, "security.d"));
+	assert_int_equal(fs_listxattr(w->fs, &cred, only, some, sizeof(some)), 0);
+	assert_int_equal(fs_listxattr(w->fs, &cred, only, NULL, 0), 0);
+}
 
 static void acls_follow_modes_and_modes_acls(void **state)
 {
@@ -1429,6 +1451,7 @@ int main(void)
 		TEST(what_an_immutable_file_refuses_moves_no_time),
 		TEST(with_sync_flags_are_durable_when_answered),
 		TEST(xattrs_of_all_sizes_are_kept),
+		TEST(names_of_trusted_xattrs_are_roots_to_see),
 		TEST(acls_follow_modes_and_modes_acls),
 		TEST(default_acls_are_inherited),
 		TEST(contents_are_those_of_a_model),

@@ -101,6 +101,8 @@ if [ "$(id -u)" = 0 ]; then
 	chmod 700 cap
 	setfattr -n trusted.t -v v s
 	same "$(getfattr --only-values -n trusted.t s)" v
+	same "$(getfattr -m - s | grep -c trusted.t)" 1 "root sees trusted.t"
+	same "$(setpriv --reuid=65534 --regid=65534 --clear-groups getfattr -m - s)" "" "a plain user sees trusted.t"
 	chmod 755 .
 else
 	refused setfattr -n trusted.t -v v s
