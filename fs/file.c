@@ -417,13 +417,33 @@ static int resize_attr(struct fs *fs, struct txn *t, struct inode *ip, int what,
 	return 0;
 }
 
+/* Is something lost among the first `blks` blocks? */
+static int any_lost(struct fs *fs, struct inode *ip, uint64_t blks, bool *lost)
+{
+	struct run run = {.kind = RUN_HOLE};
+	int err = 0;
+
+	*lost = false;
+	if (!(ip->a.flags & INODE_LOST))
+		return 0;
+	for (uint64_t blk = 0; !err && !*lost && blk < blks;
+	     blk = run.len < blks - blk ? blk + run.len : blks) {
+		err = map_lookup(fs->v, ip, blk, &run);
+		*lost = run.kind == RUN_LOST;
+	}
+	return err;
+}
+
 static int shrink(struct fs *fs, struct inode *ip, int what, const struct stat *st)
 {
 	uint64_t size = (uint64_t)st->st_size;
 	size_t tail = size & fs_mask(fs);
 	struct txn *t;
-	int err = txn_begin(fs->v, TXN_FREEING, &t);
+	bool lost;
+	int err = any_lost(fs, ip, blocks_up(fs, size), &lost);
 
+	if (!err)
+		err = txn_begin(fs->v, TXN_FREEING, &t);
 	if (err)
 		return err;
 	if (tail && size < ip->a.size)
@@ -433,6 +453,8 @@ static int shrink(struct fs *fs, struct inode *ip, int what, const struct stat *
 		err = map_cut(t, ip, blocks_up(fs, size), UINT64_MAX);
 	if (!err)
 		err = resize_attr(fs, t, ip, what, st);
+	if (!err && !lost)
+		inode_edit(t, ip)->flags &= ~INODE_LOST;
 	err = txn_end(t, err);
 	return err ? err : map_finish(fs->v, ip);
 }
@@ -455,8 +477,9 @@ int file_resize(struct fs *fs, struct inode *ip, int what, const struct stat *st
 		err = map_finish(fs->v, ip);
 	if (err)
 		return err;
-	/* The same size: blocks set aside beyond it go. */
-	if ((uint64_t)st->st_size > ip->a.size || !ip->a.blks)
+	/* The same size: blocks set aside beyond it go. What is lost has none. */
+	if ((uint64_t)st->st_size > ip->a.size ||
+	    (!ip->a.blks && !(ip->a.flags & INODE_LOST)))
 		return grow(fs, ip, what, st);
 	return shrink(fs, ip, what, st);
 }

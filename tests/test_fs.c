@@ -1419,6 +1419,56 @@ static void as_much_is_lost_as_a_file_is_long(void **state)
 	OK(fs_unlink(w->fs, ROOT_INO, "long"));
 }
 
+static bool marked_lost(struct world *w, uint64_t ino, bool mark)
+{
+	struct inode *ip;
+	struct txn *t;
+	bool lost;
+
+	OK(inode_write_lock(w->fs, ino, &ip));
+	if (mark) {
+		OK(txn_begin(w->v, TXN_NORMAL, &t));
+		inode_edit(t, ip)->flags |= INODE_LOST;
+		OK(txn_commit(t));
+	}
+	lost = ip->a.flags & INODE_LOST;
+	inode_unlock_put(w->fs, ip);
+	return lost;
+}
+
+static void truncation_drops_what_is_lost(void **state)
+{
+	struct world *w = *state;
+	uint64_t all = make(w, ROOT_INO, "all"), some = make(w, ROOT_INO, "some");
+
+	/* of one all is lost, of the other a block stays lost at first */
+	resize(w, all, 10 * BLOCK);
+	put_lost(w, all, 0, 10);
+	marked_lost(w, all, true);
+	put(w, some, "x", 0);
+	resize(w, some, 10 * BLOCK);
+	put_lost(w, some, 2, 3);
+	put_lost(w, some, 7, 3);
+	marked_lost(w, some, true);
+	resize(w, all, 0);
+	resize(w, some, 3 * BLOCK);
+	assert_false(marked_lost(w, all, false));
+	assert_true(marked_lost(w, some, false));
+	resize(w, all, 10 * BLOCK);
+	resize(w, some, 10 * BLOCK);
+	assert_string_equal(blocks_of(w, all, 10), "          ");
+	assert_string_equal(blocks_of(w, some, 10), ". L       ");
+	resize(w, some, 2 * BLOCK);
+	assert_false(marked_lost(w, some, false));
+	world_again(w);
+	all = find(w, ROOT_INO, "all");
+	some = find(w, ROOT_INO, "some");
+	resize(w, some, 10 * BLOCK);
+	assert_false(marked_lost(w, all, false) || marked_lost(w, some, false));
+	assert_string_equal(blocks_of(w, all, 10), "          ");
+	assert_string_equal(blocks_of(w, some, 10), ".         ");
+}
+
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -1461,6 +1511,7 @@ int main(void)
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(as_much_is_lost_as_a_file_is_long),
+		TEST(truncation_drops_what_is_lost),
 		cmocka_unit_test(lookup_counts_are_exact),
 	};
 	const char *given = getenv("SEED");
