@@ -306,7 +306,7 @@ static int write_new(struct fs *fs, struct inode *ip, struct writing *w, size_t 
 {
 	size_t old = len < ip->a.size - w->off ? len : ip->a.size - w->off;
 	uint64_t blk = w->off >> fs->shift;
-	char *copy = aligned_alloc(4096, fs_read_room(fs, len));
+	char *copy = aligned_alloc(4096, (fs_read_room(fs, len) + 4095) & ~4095ul);
 	char *at = copy + (w->off & fs_mask(fs));
 	size_t first;
 	int err = copy ? map_read(fs->v, ip, blk,
