@@ -6,8 +6,9 @@
  * Its descriptor of the connection is one of its own (FUSE_DEV_IOC_CLONE). So when
  * the daemon dies the kernel lets go of the daemon's, and fails what the daemon had
  * read and not answered. What nobody has read yet the waiter then reads, and fails.
- * What comes over io_uring it can't read: then it stays, without the image, until
- * the mount is taken away by umount -f.
+ * What comes over io_uring it can't read: that ends with the connection, if that can
+ * be aborted by its number (where fusectl is mounted, as it mostly is). Else the
+ * waiter stays, without the image, until umount -f ends it.
  */
 #include "fs/waiter.h"
 
@@ -16,11 +17,13 @@
 #include <linux/fuse.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -42,8 +45,9 @@ struct call {
 static struct {
 	int sock;
 	int dev;		/* of the connection; -1 */
+	int abort;		/* a byte written there ends it; -1 */
 	const char *dir;
-} waiter = {.sock = -1, .dev = -1};
+} waiter = {.sock = -1, .dev = -1, .abort = -1};
 
 static int flush(const struct call *c)
 {
@@ -71,9 +75,25 @@ static int sync_dir(void)
 	return err;
 }
 
+/* The number is asked for alone: that is no request to the daemon. */
+static int abort_open(void)
+{
+	char path[64];
+	struct statx st;
+
+	if (statx(AT_FDCWD, waiter.dir, AT_STATX_DONT_SYNC, 0, &st))
+		return -1;
+	snprintf(path, sizeof(path), "/sys/fs/fuse/connections/%u/abort",
+		 st.stx_dev_minor);
+	return open(path, O_WRONLY | O_CLOEXEC);
+}
+
 static int make(const struct call *c)
 {
 	switch (c->kind) {
+	case CALL_ATTACH:
+		waiter.abort = abort_open();
+		return 0;
 	case CALL_FLUSH:
 		return flush(c);
 	case CALL_SYNC:
@@ -124,6 +144,8 @@ static void fail_all(void)
 	char *buf = malloc(REQUEST_BYTES);
 	const struct fuse_in_header *in = (const void *)buf;
 
+	if (waiter.abort >= 0 && write(waiter.abort, "1", 1) == 1)
+		return;
 	while (buf) {
 		ssize_t n = read(waiter.dev, buf, REQUEST_BYTES);
 		struct fuse_out_header out = {.len = sizeof(out),
