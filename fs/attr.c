@@ -19,6 +19,7 @@
 
 #define CAPABILITY "security.capability"
 #define BTIME "system.spaceweave.btime"
+#define TRUSTED "trusted."
 #define DAY_S 86400
 
 static dev_t rdev_decode(uint32_t r)
@@ -236,12 +237,8 @@ static bool times_before_flag(struct inode *ip, struct stat *st)
 {
 	const struct attr *a = &ip->a;
 
-	if (!ip->owes_times)
-		return false;
 	st->st_ctim = (struct timespec){a->ctime.sec, a->ctime.nsec};
-	if (time_cmp(time_of(&st->st_mtim), a->ctime) > 0)
-		st->st_mtim = st->st_ctim;
-	return true;
+	return ip->owes_times && time_cmp(time_of(&st->st_mtim), a->ctime) <= 0;
 }
 
 static int setattr_plain(struct fs *fs, struct inode *ip, int what,
@@ -372,6 +369,8 @@ int fs_setflags(struct fs *fs, uint64_t ino, const uint32_t *flags,
 		const uint32_t *projid)
 {
 	struct inode *ip;
+	uint64_t seq;
+	uint32_t iflags;
 	int err = fs->readonly ? -EROFS : inode_write_lock(fs, ino, &ip);
 
 	if (err)
@@ -379,8 +378,10 @@ int fs_setflags(struct fs *fs, uint64_t ino, const uint32_t *flags,
 	err = setflags_locked(fs, ip, flags, projid);
 	if (!err && flags && !(*flags & FS_APPEND_FL))
 		gaps_drop(&fs->gaps, ino);
+	seq = ip->last_seq;
+	iflags = ip->a.flags;
 	inode_unlock_put(fs, ip);
-	return err;
+	return err ? err : fs_settle(fs, seq, iflags, false);
 }
 
 int fs_append_begin(struct fs *fs, uint64_t ino)
@@ -403,7 +404,7 @@ static bool is_acl(const char *name)
 /* The namespaces there are; of system only the ACLs. */
 static int xattr_name_check(const char *name)
 {
-	static const char *const spaces[] = {"user.", "trusted.", "security."};
+	static const char *const spaces[] = {"user.", TRUSTED, "security."};
 	size_t len = strlen(name);
 
 	if (len > XATTR_NAME_MAX)
@@ -453,7 +454,7 @@ ssize_t fs_getxattr(struct fs *fs, uint64_t ino, const char *name, void *buf,
 	return err ? err : (ssize_t)len;
 }
 
-ssize_t fs_listxattr(struct fs *fs, uint64_t ino, char *buf, size_t size)
+static ssize_t list_all(struct fs *fs, uint64_t ino, char *buf, size_t size)
 {
 	struct inode *ip;
 	size_t len = size;
@@ -467,6 +468,41 @@ ssize_t fs_listxattr(struct fs *fs, uint64_t ino, char *buf, size_t size)
 		len = 0;
 	inode_unlock_put(fs, ip);
 	return err ? err : (ssize_t)len;
+}
+
+/* Keep the names that do not begin so; returns the bytes that are left. */
+static size_t names_without(char *buf, size_t len, const char *start)
+{
+	size_t kept = 0, n;
+
+	for (size_t at = 0; at < len; at += n) {
+		n = strlen(buf + at) + 1;
+		if (!strncmp(buf + at, start, strlen(start)))
+			continue;
+		memmove(buf + kept, buf + at, n);
+		kept += n;
+	}
+	return kept;
+}
+
+ssize_t fs_listxattr(struct fs *fs, const struct fs_cred *c, uint64_t ino, char *buf,
+		     size_t size)
+{
+	char *all;
+	ssize_t n;
+
+	if (!c || !c->uid)
+		return list_all(fs, ino, buf, size);
+	all = malloc(XATTR_LIST_MAX);
+	n = all ? list_all(fs, ino, all, XATTR_LIST_MAX) : -ENOMEM;
+	if (n > 0)
+		n = (ssize_t)names_without(all, (size_t)n, TRUSTED);
+	if (n > 0 && size && (size_t)n > size)
+		n = -ERANGE;
+	if (n > 0 && size)
+		memcpy(buf, all, (size_t)n);
+	free(all);
+	return n;
 }
 
 /* The mode follows the access ACL; true: the ACL itself need not be kept. */

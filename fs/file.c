@@ -309,7 +309,7 @@ static int write_new(struct fs *fs, struct inode *ip, struct writing *w, size_t 
 {
 	size_t old = len < ip->a.size - w->off ? len : ip->a.size - w->off;
 	uint64_t blk = w->off >> fs->shift;
-	char *copy = aligned_alloc(4096, fs_read_room(fs, len));
+	char *copy = aligned_alloc(4096, (fs_read_room(fs, len) + 4095) & ~4095ul);
 	char *at = copy + (w->off & fs_mask(fs));
 	size_t first;
 	int err = copy ? map_read(fs->v, ip, blk,
@@ -420,13 +420,33 @@ static int resize_attr(struct fs *fs, struct txn *t, struct inode *ip, int what,
 	return 0;
 }
 
+/* Is something lost among the first `blks` blocks? */
+static int any_lost(struct fs *fs, struct inode *ip, uint64_t blks, bool *lost)
+{
+	struct run run = {.kind = RUN_HOLE};
+	int err = 0;
+
+	*lost = false;
+	if (!(ip->a.flags & INODE_LOST))
+		return 0;
+	for (uint64_t blk = 0; !err && !*lost && blk < blks;
+	     blk = run.len < blks - blk ? blk + run.len : blks) {
+		err = map_lookup(fs->v, ip, blk, &run);
+		*lost = run.kind == RUN_LOST;
+	}
+	return err;
+}
+
 static int shrink(struct fs *fs, struct inode *ip, int what, const struct stat *st)
 {
 	uint64_t size = (uint64_t)st->st_size;
 	size_t tail = size < ip->a.size ? size & fs_mask(fs) : 0;
 	struct txn *t;
-	int err = txn_begin(fs->v, tail ? TXN_REWRITE : TXN_FREEING, &t);
+	bool lost;
+	int err = any_lost(fs, ip, blocks_up(fs, size), &lost);
 
+	if (!err)
+		err = txn_begin(fs->v, tail ? TXN_REWRITE : TXN_FREEING, &t);
 	if (err)
 		return err;
 	if (tail)
@@ -436,6 +456,8 @@ static int shrink(struct fs *fs, struct inode *ip, int what, const struct stat *
 		err = map_cut(t, ip, blocks_up(fs, size), UINT64_MAX);
 	if (!err)
 		err = resize_attr(fs, t, ip, what, st);
+	if (!err && !lost)
+		inode_edit(t, ip)->flags &= ~INODE_LOST;
 	err = txn_end(t, err);
 	return err ? err : map_finish(fs->v, ip);
 }
@@ -458,7 +480,7 @@ int file_resize(struct fs *fs, struct inode *ip, int what, const struct stat *st
 		err = map_finish(fs->v, ip);
 	if (err)
 		return err;
-	/* The same size: blocks set aside beyond it go. */
+	/* The same size: blocks set aside beyond it go. What is lost has none. */
 	if ((uint64_t)st->st_size > ip->a.size ||
 	    (!ip->a.blks && !(ip->a.flags & INODE_LOST)))
 		return grow(fs, ip, what, st);

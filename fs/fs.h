@@ -131,7 +131,10 @@ void fs_append_end(struct fs *fs, uint64_t ino);
 /* As the system calls; size 0 asks for the length. Return the length. */
 ssize_t fs_getxattr(struct fs *fs, uint64_t ino, const char *name, void *buf,
 		    size_t size);
-ssize_t fs_listxattr(struct fs *fs, uint64_t ino, char *buf, size_t size);
+/* Names of trusted.* are root's alone to see; without a `c`, all are shown. Who may
+ * get and set them, the kernel knows better: it asks for CAP_SYS_ADMIN. */
+ssize_t fs_listxattr(struct fs *fs, const struct fs_cred *c, uint64_t ino, char *buf,
+		     size_t size);
 /* Among the flags of fs_setxattr(): an ACL that is set costs the setgid bit. */
 #define FS_XATTR_KILL_SGID 0x10000
 int fs_setxattr(struct fs *fs, const struct fs_cred *c, uint64_t ino,

@@ -205,7 +205,8 @@ extern _Thread_local struct face_extra face_extra;
 const struct fuse_lowlevel_ops *face_ops(void);
 /* A thread beside the workers; before the first request, after the last. */
 int face_start(struct face *face, struct fuse_session *se);
-void face_stop(void);
+/* `unserved`: nobody answers requests any more. */
+void face_stop(bool unserved);
 /* Free what requests of this thread have used. */
 void face_thread_fini(void);
 #define FACE_MAX_WRITE (1u << 20)

@@ -18,6 +18,7 @@
 
 #include "fs/fs_priv.h"
 #include "fs/ring.h"
+#include "fs/waiter.h"
 #include "tools/cli.h"
 
 #include <fcntl.h>
@@ -529,8 +530,9 @@ static void do_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 {
 	size_t room = size < XATTR_BUF ? size : XATTR_BUF;
 	char *buf = buffer_of(room ? room : 1);
+	struct fs_cred c = cred_of(req);
 
-	reply_sized(req, buf ? fs_listxattr(fs_of(req), ino, buf, room)
+	reply_sized(req, buf ? fs_listxattr(fs_of(req), &c, ino, buf, room)
 			     : -ENOMEM, buf, size);
 }
 
@@ -562,7 +564,7 @@ static void do_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
  * it becomes immutable or append-only: what was written before must not be refused
  * after. And what was refused is dropped, so that it is not read either.
  * That waits for writes which the workers must be free to serve: one thread of
- * its own does it, and answers.
+ * its own has it done by the waiter, and answers.
  */
 struct behind {
 	struct behind *next;
@@ -595,11 +597,26 @@ static struct {
 	struct fuse_session *se;
 } flusher;
 
-/* Write out what the kernel has in [from, to); to 0: to the end. */
+static bool stopping(void)
+{
+	bool stop;
+
+	lock_lock(&flusher.lock);
+	stop = flusher.stop;
+	lock_unlock(&flusher.lock);
+	return stop;
+}
+
+/*
+ * Write out what the kernel has in [from, to); to 0: to the end. Without a waiter
+ * this thread waits itself. At the end it must not: there may be nobody to answer.
+ */
 static void flush_cached(fuse_ino_t ino, off_t from, off_t to)
 {
-	fuse_lowlevel_notify_inval_inode(flusher.se, ino, from,
-					 to ? to - from : 0);
+	const off_t len = to ? to - from : 0;
+
+	if (!waiter_flush(ino, from, len) && !stopping())
+		fuse_lowlevel_notify_inval_inode(flusher.se, ino, from, len);
 }
 
 /* The kernel is to ask for the attributes again. */
@@ -644,24 +661,48 @@ int face_start(struct face *face, struct fuse_session *se)
 	return flusher.started ? 0 : -EAGAIN;
 }
 
-void face_stop(void)
+static void behind_cancel(struct behind *b)
 {
+	if (b->req)
+		reply_err(b->req, -ENOTCONN);
+	free(b);
+}
+
+/* Workers may still answer; what comes to the thread now is not done any more. */
+void face_stop(bool unserved)
+{
+	struct behind *b;
+
 	if (!flusher.started)
 		return;
 	lock_lock(&flusher.lock);
 	flusher.stop = true;
 	pthread_cond_signal(&flusher.wake);
 	lock_unlock(&flusher.lock);
+	if (unserved)
+		waiter_cut();
 	pthread_join(flusher.thread, NULL);
+	flusher.started = false;
+	while ((b = flusher.first)) {
+		flusher.first = b->next;
+		behind_cancel(b);
+	}
 }
 
 static void behind_add(struct behind *b)
 {
+	bool stop;
+
 	lock_lock(&flusher.lock);
-	*flusher.last = b;
-	flusher.last = &b->next;
-	pthread_cond_signal(&flusher.wake);
+	stop = flusher.stop;
+	if (!stop) {
+		*flusher.last = b;
+		flusher.last = &b->next;
+		pthread_cond_signal(&flusher.wake);
+	}
 	lock_unlock(&flusher.lock);
+	if (stop)
+		behind_cancel(b);
 }
 
 /* Let the thread answer this one; or say `else_err`, if no other request could

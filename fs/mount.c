@@ -20,7 +20,9 @@
  * End. The kernel has dirty pages of ours; whoever just closed /dev/fuse would
  * lose them. So a signal unmounts first, while the workers still answer, and
  * the workers end when the kernel says ENODEV. Only if the mount is busy is
- * it synced and then cut off. umount(8) does not wait for us: after the
+ * it synced and then cut off. None of that is done by this process, nor anything
+ * else that waits for the mount, but by the waiter (waiter.h): it may be killed at
+ * any time, and must not hold the image then. umount(8) does not wait for us: after the
  * workers come fs_close(), volume_close() with the last flush, and the lock of
  * the image goes last.
  */
@@ -28,6 +30,7 @@
 
 #include "fs/fs_priv.h"
 #include "fs/ring.h"
+#include "fs/waiter.h"
 #include "tools/cli.h"
 
 #include <dirent.h>
@@ -1076,6 +1079,8 @@ static int start(struct mount *m)
 		err = -EIO;
 	free(b.block);
 	if (!err)
+		waiter_attach(fuse_session_fd(m->se));
+	if (!err)
 		err = face_start(&m->face, m->se);
 	if (!err)
 		start_ring(m);
@@ -1095,6 +1100,8 @@ static int start(struct mount *m)
 
 static void stop(struct mount *m)
 {
+	/* While the workers still answer what it waits for, if they do. */
+	face_stop(fuse_session_exited(m->se));
 	fuse_session_exit(m->se);
 	for (unsigned i = 0; i < m->running; i++)
 		pthread_cancel(m->workers[i]);
@@ -1102,7 +1109,6 @@ static void stop(struct mount *m)
 		pthread_join(m->workers[i], NULL);
 	m->running = 0;
 	ring_stop();
-	face_stop();
 	ring_close();
 	if (m->relieved) {
 		relief_end();
@@ -1110,13 +1116,13 @@ static void stop(struct mount *m)
 	}
 }
 
-static void bdi_set(const struct stat *st, const char *name, unsigned value)
+static void bdi_set(const struct statx *st, const char *name, unsigned value)
 {
 	char path[96];
 	FILE *f;
 
 	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/%s",
-		 major(st->st_dev), minor(st->st_dev), name);
+		 st->stx_dev_major, st->stx_dev_minor, name);
 	f = fopen(path, "we");
 	if (!f)
 		return;
@@ -1127,13 +1133,14 @@ static void bdi_set(const struct stat *st, const char *name, unsigned value)
 /*
  * Root may let the kernel read ahead further than its default, and keep dirty
  * pages as it does for every other file system: a FUSE mount else gets a
- * hundredth of them, and whoever writes beside a stream is held up.
+ * hundredth of them, and whoever writes beside a stream is held up. The number is
+ * asked for alone: that is no request to us.
  */
 static void tune_bdi(const struct mount *m)
 {
-	struct stat st;
+	struct statx st;
 
-	if (geteuid() || stat(m->o->dir, &st))
+	if (geteuid() || statx(AT_FDCWD, m->o->dir, AT_STATX_DONT_SYNC, 0, &st))
 		return;
 	bdi_set(&st, "read_ahead_kb", READ_AHEAD_KB);
 	bdi_set(&st, "strict_limit", 0);
@@ -1165,8 +1172,11 @@ static int run_fusermount(const char *dir)
 /* The kernel's dirty pages, while the workers can still take them. */
 static void sync_mount(const char *dir)
 {
-	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int fd;
 
+	if (waiter_sync())
+		return;
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return;
 	syncfs(fd);
@@ -1176,9 +1186,12 @@ static void sync_mount(const char *dir)
 /* False: the mount is busy. */
 static bool unmount(const struct mount *m)
 {
-	int err = geteuid() ? run_fusermount(m->o->dir)
-			    : umount2(m->o->dir, UMOUNT_NOFOLLOW);
+	int err;
 
+	if (geteuid())
+		err = run_fusermount(m->o->dir);
+	else if (!waiter_unmount(&err))
+		err = umount2(m->o->dir, UMOUNT_NOFOLLOW);
 	return !err || fuse_session_exited(m->se);
 }
 
@@ -1247,6 +1260,7 @@ static int serve_mount(struct options *o, int tell)
 	sigaddset(&signals, SIGUSR1);
 	signal(SIGPIPE, SIG_IGN);
 	pthread_sigmask(SIG_BLOCK, &signals, NULL);
+	waiter_start(o->dir);
 	err = begin(&m);
 	if (!err) {
 		tune_bdi(&m);
@@ -1261,6 +1275,7 @@ static int serve_mount(struct options *o, int tell)
 		fuse_session_unmount(m.se);
 		fuse_session_destroy(m.se);
 	}
+	waiter_end();
 	if (close_volume(&m) && !err)
 		err = -EIO;
 	return err ? EXIT_FAIL : 0;

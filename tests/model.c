@@ -419,7 +419,7 @@ static int read_data(struct fs *fs, uint64_t ino, uint64_t size, uint8_t *to)
 static int read_xattrs(struct fs *fs, struct mnode *m)
 {
 	static __thread char list[65536], value[65536];
-	ssize_t n = fs_listxattr(fs, m->ino, list, sizeof(list));
+	ssize_t n = fs_listxattr(fs, NULL, m->ino, list, sizeof(list));
 
 	if (n == -ENOTSUP || n == 0)
 		return 0;

@@ -703,20 +703,22 @@ static void what_an_immutable_file_refuses_moves_no_time(void **state)
 	OK(put_cached(w, ino, 'a', 10, 0));
 	set_flags(w, ino, FS_IMMUTABLE_FL);
 	before = st = stat_of(w, ino);
-	/* the time of what was written before comes late, and is no later */
-	st.st_mtim.tv_sec += 100;
+	/* the time of what was written before comes late */
+	st.st_mtim.tv_sec -= 100;
 	st.st_ctim = st.st_mtim;
 	OK(fs_setattr(w->fs, ino, owed | FS_SET_CACHED, &st));
 	st = stat_of(w, ino);
-	assert_memory_equal(&st.st_mtim, &before.st_ctim, sizeof(st.st_mtim));
+	assert_int_equal(st.st_mtim.tv_sec, before.st_mtim.tv_sec - 100);
 	assert_memory_equal(&st.st_ctim, &before.st_ctim, sizeof(st.st_ctim));
 	/* the times of what was refused */
 	before = st;
 	assert_int_equal(put_cached(w, ino, 'b', 10, 0), -EPERM);
-	st.st_mtim.tv_sec -= 100;
-	st.st_ctim.tv_sec += 100;
-	OK(fs_setattr(w->fs, ino, owed | FS_SET_CACHED, &st));
-	assert_memory_equal(&st, &before, sizeof(st));
+	for (int i = -100; i <= 300; i += 400) {
+		st.st_mtim.tv_sec += i;
+		st.st_ctim.tv_sec += i;
+		OK(fs_setattr(w->fs, ino, owed | FS_SET_CACHED, &st));
+		assert_memory_equal(&st, &before, sizeof(st));
+	}
 	assert_int_equal(fs_setattr(w->fs, ino, owed, &st), -EPERM);
 	assert_int_equal(fs_setattr(w->fs, ino, FS_SET_SIZE, &st), -EPERM);
 	assert_int_equal(fs_setattr(w->fs, ino, FS_SET_ATIME_NOW | FS_SET_MTIME_NOW, &st),
@@ -724,6 +726,36 @@ static void what_an_immutable_file_refuses_moves_no_time(void **state)
 	st = stat_of(w, ino);
 	assert_memory_equal(&st, &before, sizeof(st));
 	assert_string_equal(runs_of(w, ino), "a10");
+}
+
+static uint64_t flushes(struct world *w)
+{
+	struct volume_stat st;
+
+	volume_stat(w->v, &st);
+	return st.flushes;
+}
+
+static void with_sync_flags_are_durable_when_answered(void **state)
+{
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f"), before = flushes(w);
+	uint32_t projid = 7;
+
+	set_flags(w, ino, FS_NODUMP_FL);
+	assert_int_equal(flushes(w), before);
+	set_flags(w, ino, FS_SYNC_FL);
+	assert_true(flushes(w) > before);
+	before = flushes(w);
+	OK(fs_setflags(w->fs, ino, NULL, &projid));
+	assert_true(flushes(w) > before);
+	set_flags(w, ino, 0);
+	w->opt.sync = true;
+	world_again(w);
+	ino = find(w, ROOT_INO, "f");
+	before = flushes(w);
+	set_flags(w, ino, FS_NODUMP_FL);
+	assert_true(flushes(w) > before);
 }
 
 static void xattrs_of_all_sizes_are_kept(void **state)
@@ -747,7 +779,7 @@ static void xattrs_of_all_sizes_are_kept(void **state)
 		assert_memory_equal(in, out, sizes[i]);
 	}
 	assert_int_equal(fs_getxattr(w->fs, ino, "user.x3", out, 10), -ERANGE);
-	assert_int_equal(fs_listxattr(w->fs, ino, out, 65536), 7 * 8);
+	assert_int_equal(fs_listxattr(w->fs, NULL, ino, out, 65536), 7 * 8);
 	assert_int_equal(fs_setxattr(w->fs, &cred, ino, "user.x0", "y", 1,
 				     XATTR_CREATE), -EEXIST);
 	assert_int_equal(fs_setxattr(w->fs, &cred, ino, "user.y", "y", 1,
@@ -770,6 +802,28 @@ static const uint8_t acl[] = {2, 0, 0, 0,
 	0x10, 0, 7, 0, 0xff, 0xff, 0xff, 0xff,
 	0x20, 0, 4, 0, 0xff, 0xff, 0xff, 0xff};
 #define ACL_MASK_PERM 30	/* offset of the mask's permissions */
+
+static void names_of_trusted_xattrs_are_roots_to_see(void **state)
+{
+	static const char *const names[] = {"trusted.a", "user.b", "trusted.c",
+					    "security.d", "trusted.e"};
+	const struct fs_cred root = {0};
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f"), only = make(w, ROOT_INO, "g");
+	char all[128], some[128];
+
+	for (size_t i = 0; i < 5; i++)
+		OK(fs_setxattr(w->fs, &root, ino, names[i], "v", 1, 0));
+	OK(fs_setxattr(w->fs, &root, only, names[0], "v", 1, 0));
+	assert_int_equal(fs_listxattr(w->fs, &root, ino, all, sizeof(all)), 48);
+	assert_int_equal(fs_listxattr(w->fs, &cred, ino, NULL, 0), 18);
+	assert_int_equal(fs_listxattr(w->fs, &cred, ino, some, 17), -ERANGE);
+	assert_int_equal(fs_listxattr(w->fs, &cred, ino, some, 18), 18);
+	for (size_t at = 0; at < 18; at += strlen(some + at) + 1)
+		assert_true(!strcmp(some + at, "user.b") || !strcmp(some + at, "security.d"));
+	assert_int_equal(fs_listxattr(w->fs, &cred, only, some, sizeof(some)), 0);
+	assert_int_equal(fs_listxattr(w->fs, &cred, only, NULL, 0), 0);
+}
 
 static void acls_follow_modes_and_modes_acls(void **state)
 {
@@ -1826,6 +1880,56 @@ static void as_much_is_lost_as_a_file_is_long(void **state)
 	OK(fs_unlink(w->fs, ROOT_INO, "long"));
 }
 
+static bool marked_lost(struct world *w, uint64_t ino, bool mark)
+{
+	struct inode *ip;
+	struct txn *t;
+	bool lost;
+
+	OK(inode_write_lock(w->fs, ino, &ip));
+	if (mark) {
+		OK(txn_begin(w->v, TXN_NORMAL, &t));
+		inode_edit(t, ip)->flags |= INODE_LOST;
+		OK(txn_commit(t));
+	}
+	lost = ip->a.flags & INODE_LOST;
+	inode_unlock_put(w->fs, ip);
+	return lost;
+}
+
+static void truncation_drops_what_is_lost(void **state)
+{
+	struct world *w = *state;
+	uint64_t all = make(w, ROOT_INO, "all"), some = make(w, ROOT_INO, "some");
+
+	/* of one all is lost, of the other a block stays lost at first */
+	resize(w, all, 10 * BLOCK);
+	put_lost(w, all, 0, 10);
+	marked_lost(w, all, true);
+	put(w, some, "x", 0);
+	resize(w, some, 10 * BLOCK);
+	put_lost(w, some, 2, 3);
+	put_lost(w, some, 7, 3);
+	marked_lost(w, some, true);
+	resize(w, all, 0);
+	resize(w, some, 3 * BLOCK);
+	assert_false(marked_lost(w, all, false));
+	assert_true(marked_lost(w, some, false));
+	resize(w, all, 10 * BLOCK);
+	resize(w, some, 10 * BLOCK);
+	assert_string_equal(blocks_of(w, all, 10), "          ");
+	assert_string_equal(blocks_of(w, some, 10), ". L       ");
+	resize(w, some, 2 * BLOCK);
+	assert_false(marked_lost(w, some, false));
+	world_again(w);
+	all = find(w, ROOT_INO, "all");
+	some = find(w, ROOT_INO, "some");
+	resize(w, some, 10 * BLOCK);
+	assert_false(marked_lost(w, all, false) || marked_lost(w, some, false));
+	assert_string_equal(blocks_of(w, all, 10), "          ");
+	assert_string_equal(blocks_of(w, some, 10), ".         ");
+}
+
 /* ---- a small journal of a large volume ------------------------------------------------ */
 
 #define LARGE_BYTES (256ull << 30)
@@ -1981,7 +2085,9 @@ int main(void)
 		TEST(an_append_only_file_gets_nothing_but_what_is_new),
 		TEST(what_is_appended_may_come_in_any_order),
 		TEST(what_an_immutable_file_refuses_moves_no_time),
+		TEST(with_sync_flags_are_durable_when_answered),
 		TEST(xattrs_of_all_sizes_are_kept),
+		TEST(names_of_trusted_xattrs_are_roots_to_see),
 		TEST(acls_follow_modes_and_modes_acls),
 		TEST(default_acls_are_inherited),
 		TEST(contents_are_those_of_a_model),
@@ -1998,6 +2104,7 @@ int main(void)
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(a_file_of_lost_blocks_alone_is_cut),
 		TEST(as_much_is_lost_as_a_file_is_long),
+		TEST(truncation_drops_what_is_lost),
 		cmocka_unit_test(lookup_counts_are_exact),
 		cmocka_unit_test(a_checkpoint_writes_over_nothing_that_is_needed),
 		cmocka_unit_test(a_small_journal_lets_few_bitmaps_change_at_once),

@@ -430,7 +430,7 @@ static int note(struct look *l, ssize_t ret)
 static void look_xattrs(struct look *l, uint64_t ino)
 {
 	static char names[XATTR_LIST_MAX], val[XATTR_VALUE_MAX];
-	ssize_t n = fs_listxattr(l->fs, ino, names, sizeof(names)), len;
+	ssize_t n = fs_listxattr(l->fs, NULL, ino, names, sizeof(names)), len;
 
 	if (note(l, n))
 		return;

@@ -60,7 +60,7 @@ daemon_pid() {
 leave() { :; }
 
 tidy() {
-	local status=$?
+	local status=${1:-$?}
 	trap - EXIT INT TERM
 	set +e
 	leave
