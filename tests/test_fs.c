@@ -1359,6 +1359,40 @@ static void the_rings_blocks_are_asked_for_at_once(void **state)
 	world_open(w);
 }
 
+/* Somebody has begun to free a file, and takes his time. */
+static void *free_slowly(void *arg)
+{
+	struct world *w = arg;
+
+	usleep(100000);
+	remove_it(w, "f");
+	__atomic_sub_fetch(&w->fs->evicting, 1, __ATOMIC_ACQ_REL);
+	return NULL;
+}
+
+static void a_file_without_a_name_waits_for_what_is_freed(void **state)
+{
+	struct world *w = *state;
+	struct fs_entry e;
+	pthread_t thread;
+	char name[16];
+	int err = 0;
+
+	/* Not a node is left. */
+	fill(w, make(w, ROOT_INO, "f"));
+	for (unsigned i = 0; !err; i++) {
+		snprintf(name, sizeof(name), "d%u", i);
+		err = fs_mkdir(w->fs, &cred, ROOT_INO, name, 0755, &e);
+	}
+	assert_int_equal(err, -ENOSPC);
+	__atomic_add_fetch(&w->fs->evicting, 1, __ATOMIC_ACQ_REL);
+	assert_int_equal(pthread_create(&thread, NULL, free_slowly, w), 0);
+	err = fs_tmpfile(w->fs, &cred, ROOT_INO, 0644, &e);
+	pthread_join(thread, NULL);
+	OK(err);
+	fs_forget(w->fs, e.ino, 1);
+}
+
 /* ---- threads -------------------------------------------------------------------------------------- */
 
 #define STORM_DIRS 4
@@ -1663,6 +1697,7 @@ int main(void)
 		TEST(a_trim_punches_what_is_free_in_its_range_once),
 		TEST(blocks_that_are_being_punched_are_waited_for),
 		TEST(the_rings_blocks_are_asked_for_at_once),
+		TEST(a_file_without_a_name_waits_for_what_is_freed),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(as_much_is_lost_as_a_file_is_long),
