@@ -590,22 +590,38 @@ static int tmpfile_locked(struct fs *fs, struct inode *dp, struct making *m,
 	return err;
 }
 
-int fs_tmpfile(struct fs *fs, const struct fs_cred *c, uint64_t dir,
-	       mode_t mode, struct fs_entry *e)
+static int tmpfile_once(struct fs *fs, uint64_t dir, struct making *m,
+			struct fs_entry *e)
 {
-	struct making m = {.cred = c, .mode = S_IFREG | (mode & 07777)};
+	mode_t asked = m->mode;
 	struct inode *dp;
-	int err = fs->readonly ? -EROFS : inode_write_lock(fs, dir, &dp);
+	int err = inode_write_lock(fs, dir, &dp);
 
 	if (err)
 		return err;
 	err = dir_check(dp);
 	if (!err)
-		err = acl_inherit(fs, dp, c->umask, &m.mode, &m.acl);
+		err = acl_inherit(fs, dp, m->cred->umask, &m->mode, &m->acl);
 	if (!err)
-		err = tmpfile_locked(fs, dp, &m, e);
-	acl_inherit_fini(&m.acl);
+		err = tmpfile_locked(fs, dp, m, e);
+	acl_inherit_fini(&m->acl);
 	inode_unlock_put(fs, dp);
+	m->mode = asked;
+	return err;
+}
+
+int fs_tmpfile(struct fs *fs, const struct fs_cred *c, uint64_t dir,
+	       mode_t mode, struct fs_entry *e)
+{
+	struct making m = {.cred = c, .mode = S_IFREG | (mode & 07777)};
+	unsigned tries = 0;
+	int err;
+
+	if (fs->readonly)
+		return -EROFS;
+	do
+		err = tmpfile_once(fs, dir, &m, e);
+	while (err == -ENOSPC && fs_reclaim(fs, &tries));
 	return err;
 }
 

@@ -406,6 +406,11 @@ int tree_mend(struct volume *v, enum table t);
  * one is read, and when one is made or written. Not while a path is held.
  */
 void tree_shrink_locked(struct volume *v);
+/*
+ * These blocks will be new nodes. Nodes that are in memory and not dirty go: what
+ * still leads to one leads to a free block, and is to be found damaged.
+ */
+void tree_forget_locked(struct volume *v, uint64_t start, uint64_t len);
 /* Frozen nodes are on disk now. */
 void tree_written_locked(struct volume *v, struct node **nodes, size_t count);
 /* Frozen nodes of a checkpoint that failed: the volume's again. */
@@ -465,6 +470,7 @@ int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool free);
 int pool_open(struct volume *v);
 /* Put n more blocks into the pool. */
 int pool_fill(struct volume *v, uint64_t n, enum spend spend);
+bool pool_has_locked(const struct volume *v, uint64_t block);
 /* Room for `more` runs in its list. */
 int pool_room_locked(struct volume *v, size_t more);
 /* One block out of it, for the checkpoint. */

@@ -219,6 +219,14 @@ int pool_room_locked(struct volume *v, size_t more)
 	return 0;
 }
 
+bool pool_has_locked(const struct volume *v, uint64_t block)
+{
+	for (size_t i = 0; i < v->pool_count; i++)
+		if (block - v->pool[i].start < v->pool[i].len)
+			return true;
+	return false;
+}
+
 static int host_ensure(struct volume *v, const struct extent *e)
 {
 	int r = image_ensure(v->im, blk_off(v, e->start), blk_off(v, e->len));
@@ -246,6 +254,7 @@ static int pool_add(struct volume *v, const struct extent *e, unsigned count,
 			rwlock_write(&v->commit);
 			r = pool_room_locked(v, 1);
 			if (r == 0) {
+				tree_forget_locked(v, e[i].start, e[i].len);
 				v->pool[v->pool_count++] = e[i];
 				v->pool_blks += e[i].len;
 				in = true;
@@ -367,6 +376,7 @@ static bool keep_last_locked(struct volume *v, struct delta *d)
 	if (v->pool_blks >= v->pool_floor + POOL_BATCH || pool_room_locked(v, 1) ||
 	    alloc_undefer(v->alloc, block, 1))
 		return false;
+	tree_forget_locked(v, block, 1);
 	block_push_locked(v, block);
 	atomic_fetch_sub(&v->pending_blks, 1);
 	d->len--;

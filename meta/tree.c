@@ -362,6 +362,19 @@ void tree_shrink_locked(struct volume *v)
 	}
 }
 
+void tree_forget_locked(struct volume *v, uint64_t start, uint64_t len)
+{
+	for (uint64_t b = start; b < start + len; b++) {
+		struct node *n = *hash_slot(v, b);
+
+		if (!n || n->dirty)
+			continue;
+		list_del(&v->clock, n);
+		hash_remove(v, n);
+		node_spare(v, n);
+	}
+}
+
 /* A block for a new node: from the pool, which was filled beforehand. */
 uint64_t block_pop_locked(struct volume *v)
 {
@@ -617,7 +630,7 @@ static int path_step(struct volume *v, const struct tree *tr, struct path *p,
 int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *bad,
 	      int *bad_err)
 {
-	struct node *n, *other;
+	struct node *n, *other, *found;
 	const char *why = NODE_UNREAD;
 	int r;
 
@@ -659,11 +672,11 @@ int tree_load(struct volume *v, const struct tree_miss *miss, struct tree_miss *
 	atomic_store(&n->used, true);
 	rwlock_write(&v->commit);
 	other = *hash_slot(v, n->self.block);
-	if (cache_find(v, miss->table, miss->level, &n->self) ||
-	    (other && other->dirty)) {
+	found = cache_find(v, miss->table, miss->level, &n->self);
+	if (found || (other && other->dirty) || pool_has_locked(v, n->self.block)) {
 		/* Somebody was faster, or the block has another use by now: who
 		 * comes back for it then has no other way. */
-		if (other->self.stamp != n->self.stamp || other->level != n->level) {
+		if (!found) {
 			*bad = *miss;
 			bad->why = "its block has another use";
 			*bad_err = -EFSCORRUPTED;

@@ -7,7 +7,8 @@
  *   2. a flush: where a daemon was killed, what was read may be in the host's
  *      memory alone, and what is written now relies on it: blocks are taken
  *      that are free by that superblock only, groups say what is durable
- *   3. blocks: the allocator, over the bitmaps and what the journal took
+ *   3. blocks: of the host, for the whole ring; the allocator, over the bitmaps
+ *      and what the journal took
  *   4. the journal's items, into the trees
  *   5. a checkpoint of that under a new salt, before anything is answered: so
  *      nothing that this mount writes can continue the old journal
@@ -537,6 +538,19 @@ static int volume_new(struct image *im, const struct volume_options *opt,
 	return r;
 }
 
+/*
+ * A copy that was made sparse has holes in the ring, for which a full host would
+ * have no blocks when a commit needs them. Where there are none it costs nothing.
+ */
+static int ring_ensure(struct volume *v)
+{
+	int r = image_ensure(v->im, v->ring_offset, v->ring_units * JOURNAL_UNIT);
+
+	if (r == -ENOSPC || r == -EDQUOT)
+		atomic_store(&v->host_full, true);
+	return r == -EOPNOTSUPP ? 0 : r;
+}
+
 static int open_rw(struct volume *v, char *msg, size_t msg_len)
 {
 	uint64_t used = v->head_unit - get64(v->super.tail_unit) - v->own_units;
@@ -548,6 +562,8 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	reserve_init(v);
 	repair_bitmaps(v);
 	r = mmp_take(v, msg, msg_len);
+	if (r == 0)
+		r = ring_ensure(v);
 	if (r == 0)
 		r = space_open(v);
 	if (r == 0)

@@ -1601,6 +1601,77 @@ static void blocks_that_are_being_punched_are_waited_for(void **state)
 	w->im->ops = punched.real;
 }
 
+/* A host that is full, and has no blocks for the ring: the copy was sparse. */
+static struct {
+	const struct image_ops *real;
+	struct image_ops ops;
+	uint64_t from, to;
+} holes;
+
+static int ensure_not_in_holes(struct image *im, uint64_t off, uint64_t len)
+{
+	if (off < holes.to && off + len > holes.from)
+		return -ENOSPC;
+	return holes.real->ensure(im, off, len);
+}
+
+static void the_rings_blocks_are_asked_for_at_once(void **state)
+{
+	struct world *w = *state;
+	const struct disk_super *s = volume_super(w->v);
+	struct volume_options o = {.no_threads = true};
+	char msg[256];
+
+	holes.from = get64(s->journal_block) * BLOCK;
+	holes.to = holes.from + get64(s->journal_units) * JOURNAL_UNIT;
+	holes.real = w->im->ops;
+	holes.ops = *w->im->ops;
+	holes.ops.ensure = ensure_not_in_holes;
+	world_close(w);
+	w->im->ops = &holes.ops;
+	assert_int_equal(volume_open(w->im, &o, &w->v, msg, sizeof(msg)), -ENOSPC);
+	assert_non_null(strstr(msg, "the disk that holds the image is full"));
+	o.readonly = true;
+	OK(volume_open(w->im, &o, &w->v, msg, sizeof(msg)));
+	OK(volume_close(w->v));
+	w->im->ops = holes.real;
+	world_open(w);
+}
+
+/* Somebody has begun to free a file, and takes his time. */
+static void *free_slowly(void *arg)
+{
+	struct world *w = arg;
+
+	usleep(100000);
+	remove_it(w, "f");
+	__atomic_sub_fetch(&w->fs->evicting, 1, __ATOMIC_ACQ_REL);
+	return NULL;
+}
+
+static void a_file_without_a_name_waits_for_what_is_freed(void **state)
+{
+	struct world *w = *state;
+	struct fs_entry e;
+	pthread_t thread;
+	char name[16];
+	int err = 0;
+
+	/* Not a node is left. */
+	fill(w, make(w, ROOT_INO, "f"));
+	for (unsigned i = 0; !err; i++) {
+		snprintf(name, sizeof(name), "d%u", i);
+		err = fs_mkdir(w->fs, &cred, ROOT_INO, name, 0755, &e);
+	}
+	assert_int_equal(err, -ENOSPC);
+	__atomic_add_fetch(&w->fs->evicting, 1, __ATOMIC_ACQ_REL);
+	assert_int_equal(pthread_create(&thread, NULL, free_slowly, w), 0);
+	err = fs_tmpfile(w->fs, &cred, ROOT_INO, 0644, &e);
+	pthread_join(thread, NULL);
+	OK(err);
+	fs_forget(w->fs, e.ino, 1);
+}
+
 /* ---- threads -------------------------------------------------------------------------------------- */
 
 #define STORM_DIRS 4
@@ -2100,6 +2171,8 @@ int main(void)
 		TEST(a_full_volume_of_a_terabyte_takes_checkpoints),
 		TEST(a_trim_punches_what_is_free_in_its_range_once),
 		TEST(blocks_that_are_being_punched_are_waited_for),
+		TEST(the_rings_blocks_are_asked_for_at_once),
+		TEST(a_file_without_a_name_waits_for_what_is_freed),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(a_file_of_lost_blocks_alone_is_cut),
