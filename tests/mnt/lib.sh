@@ -57,7 +57,7 @@ daemon_pid() {
 }
 
 tidy() {
-	local status=${1:-$?}
+	local status=$?
 	trap - EXIT INT TERM
 	set +e
 	cd /
