@@ -56,10 +56,14 @@ daemon_pid() {
 	spaceweave info "${1:-$image}" | sed -n 's/^state .*process \([0-9]*\)$/\1/p'
 }
 
+# A script that leaves more behind has a function of its own for it.
+leave() { :; }
+
 tidy() {
 	local status=$?
 	trap - EXIT INT TERM
 	set +e
+	leave
 	cd /
 	awk -v w="$work/" 'index($5, w) == 1 { print $5 }' /proc/self/mountinfo |
 		sort -r | while read -r m; do

@@ -107,7 +107,7 @@ if [ "$(id -u)" = 0 ] && [ ! -e /sbin/mount.spaceweave ] && [ ! -e /sbin/mount.f
 	make -s -C "$top" install DESTDIR="$work/root" PREFIX=/usr >/dev/null
 	[ -x "$work/root/usr/sbin/mount.spaceweave" ] || fail "make install"
 	remove() { rm -f /sbin/mount.spaceweave /sbin/mount.fuse.spaceweave; }
-	trap 'remove; tidy' EXIT
+	leave() { remove; }
 	for t in spaceweave fuse.spaceweave; do
 		ln -s "$work/root/usr/sbin/mount.spaceweave" "/sbin/mount.$t"
 		mount -t $t "$image" "$mnt" -o noatime || fail "mount -t $t"

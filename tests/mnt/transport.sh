@@ -254,7 +254,7 @@ set_switch() { { echo "$1" >$switch; } 2>/dev/null; }
 
 before=$(cat $switch 2>/dev/null || echo N)
 if [ "$(id -u)" = 0 ] && set_switch "$before"; then
-	trap 'set_switch "$before"; tidy' EXIT
+	leave() { set_switch "$before"; }
 	set_switch N
 	refused
 	set_switch Y
