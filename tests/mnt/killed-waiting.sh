@@ -11,7 +11,7 @@
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/posix.inc"
 need cc python3
-trap 'status=$?; rm -f "$work/hold"; tidy $status' EXIT
+leave() { rm -f "$work/hold"; }
 both_users
 
 cat >"$work/hold.c" <<'END'

@@ -60,7 +60,7 @@ daemon_pid() {
 leave() { :; }
 
 tidy() {
-	local status=${1:-$?}
+	local status=$?
 	trap - EXIT INT TERM
 	set +e
 	leave
