@@ -144,17 +144,18 @@ static int inode_item(struct fsck *f, const uint8_t *val, size_t vlen)
 		cur.a.mode = S_IFDIR | (cur.a.mode & 07777);
 		r->type = DT_DIR;
 	}
-	cur.odd = !mode_known(cur.a.mode);
-	if (cur.odd) {
-		/* its entries may know better: pass 6 reports it */
-		r->flags |= INO_ODD_MODE;
-		return 0;
-	}
+	/* also one whose mode has bits that make no sense */
 	if (S_ISDIR(cur.a.mode)) {
 		dir = dir_need(&f->inodes, r);
 		if (!dir)
 			return -ENOMEM;
 		dir->parent = cur.a.parent;
+	}
+	cur.odd = !mode_known(cur.a.mode);
+	if (cur.odd) {
+		/* its entries may know better: pass 6 reports it */
+		r->flags |= INO_ODD_MODE;
+		return 0;
 	}
 	return check_fields(f, &d);
 }
