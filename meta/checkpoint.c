@@ -98,6 +98,7 @@ static int write_sorted(struct volume *v, struct node **nodes, size_t count)
 	return r;
 }
 
+/* What could not be written stays on the list, and so in memory. */
 static int write_nodes(struct checkpoint *ck, enum table t)
 {
 	struct volume *v = ck->v;
@@ -117,6 +118,9 @@ static int write_nodes(struct checkpoint *ck, enum table t)
 	for (size_t i = 0; i < count && r == 0; i++)
 		r = delta_add(t == TABLE_SPACE ? &ck->own : &ck->changes,
 			      nodes[i]->self.block, 1, false);
+	if (r)
+		goto out;
+	ck->nodes[t] = (struct node_list){0};
 	/* A few at a time: nobody shall wait long for the lock. */
 	for (size_t i = 0, some; i < count; i += some) {
 		some = count - i < 128 ? count - i : 128;
@@ -124,7 +128,7 @@ static int write_nodes(struct checkpoint *ck, enum table t)
 		tree_written_locked(v, nodes + i, some);
 		rwlock_unlock(&v->commit);
 	}
-	ck->nodes[t] = (struct node_list){0};
+out:
 	free(nodes);
 	return r;
 }

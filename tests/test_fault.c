@@ -582,6 +582,43 @@ static void a_full_host_lets_files_be_removed(void **state)
 	}
 }
 
+/* ---- after a failure ------------------------------------------------------------ */
+
+/*
+ * A checkpoint cannot write its nodes: they are all there is of what they say, and
+ * stay in memory, however much else is read.
+ */
+static void what_a_checkpoint_could_not_write_can_be_read(void **state)
+{
+	struct world_options opt = options;
+	struct world *w;
+	char name[16];
+	uint64_t ino;
+
+	(void)state;
+	snprintf(repro, sizeof(repro), "test_fault: nodes that cannot be written");
+	opt.bytes = 16u << 20;
+	w = world_create(&opt, NULL);
+	for (unsigned i = 0; i < 400; i++) {
+		snprintf(name, sizeof(name), "f%u", i);
+		assert_int_equal(world_create_file(w, ROOT_INO, name, 0644, 0, &ino), 0);
+		assert_int_equal(world_setxattr(w, ino, "user.x", 3000, i), 0);
+	}
+	assert_int_equal(world_checkpoint(w), 0);
+	for (unsigned i = 0; i < 100; i++) {
+		snprintf(name, sizeof(name), "/f%u", i);
+		assert_int_equal(world_chmod(w, world_path(w, name), 0600), 0);
+	}
+	assert_int_equal(world_sync(w), 0);
+	fault_fail(w->f, FAULT_WRITE, 0, EIO, true, false);
+	assert_int_not_equal(world_checkpoint(w), 0);
+	fault_fail(w->f, FAULT_WRITE, 0, 0, false, false);
+	for (unsigned i = 0; i < 2; i++)
+		world_check(w);
+	assert_int_not_equal(world_close(w), 0);
+	world_destroy(w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -595,6 +632,7 @@ int main(void)
 		cmocka_unit_test(an_open_that_fails_loses_nothing),
 		cmocka_unit_test(a_host_that_tells_of_a_failure_once_is_believed),
 		cmocka_unit_test(a_full_host_lets_files_be_removed),
+		cmocka_unit_test(what_a_checkpoint_could_not_write_can_be_read),
 	};
 	int failed;
 
