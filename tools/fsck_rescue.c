@@ -717,11 +717,14 @@ int rescue_super(struct fsck *f, const struct disk_super *from,
 bool rescue_finds_more(struct fsck *f, const struct found_node *n, size_t count)
 {
 	struct rescue *r = calloc(1, sizeof(*r));
-	int ret = r ? rescue_init(r, f, &f->super) : -ENOMEM;
-	uint64_t items = ret ? 0 : r->census.items;
+	uint64_t items;
+	int ret;
 
-	if (r)
-		r->census = (struct census){0};
+	if (!r)
+		return false;
+	ret = rescue_init(r, f, &f->super);
+	items = r->census.items;
+	r->census = (struct census){0};
 	for (size_t i = 0; !ret && i < count; i++)
 		if (n[i].table == TABLE_FILES)
 			ret = count_below(r, &n[i].ptr, n[i].level);
