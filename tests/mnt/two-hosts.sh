@@ -6,7 +6,7 @@
 
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || skip "loop devices need root"
-need losetup unshare
+need losetup unshare script
 disk=$work/disk
 truncate -s 300M "$disk"
 one=$(losetup -f --show "$disk") && two=$(losetup -f --show "$disk") || skip "no loop devices"
@@ -62,6 +62,27 @@ same "$(cat "$other/a" "$other/c" "$other/d")" "kept
 second
 third" "on the second host"
 spaceweave umount "$other"
+check "$two"
+
+# Who repairs holds the image, too, also while no volume is open: here until its
+# question is answered.
+dd if=/dev/zero of="$one" bs=4096 seek=24 count=1 oflag=direct status=none
+mkfifo "$work/answer"
+unshare -u sh -c 'hostname first; exec "$@"' sh \
+	script -qec "fsck.spaceweave -f $one" /dev/null <"$work/answer" >"$work/out" 2>&1 &
+repair=$!
+exec 3>"$work/answer"
+for ((i = 0; i < 3000; i++)); do
+	grep -q 'backup 2.*? ' "$work/out" && break
+	sleep 0.02
+done
+refused "fsck.spaceweave on first" mount.spaceweave "$two" "$other"
+refused "fsck.spaceweave on first" fsck.spaceweave -y "$two"
+echo y >&3
+exec 3>&-
+status=0
+wait "$repair" || status=$?
+same "$status" 1 "fsck: $(cat "$work/out")"
 check "$two"
 
 # A holder that died is waited for, not for ever.
