@@ -27,13 +27,18 @@ refused() { # WORDS COMMAND...
 	same "$(wc -l <"$work/err")" 1 "lines of: $(cat "$work/err")"
 	echo "  $(cat "$work/err")"
 }
+beats() { # number of the last one
+	dd if="$one" bs=4096 skip=8 count=1 iflag=direct status=none | od -An -tu8 -j8 -N8
+}
 
 mkfs.spaceweave -q "$one"
 unshare -u sh -c 'hostname first; exec "$@"' sh mount.spaceweave "$one" "$mnt" -o heartbeat=1
 pid=$(daemon_of "$one")
 echo kept >"$mnt/a"
 sync "$mnt/a"
+first_beat=$(beats)
 refused "on first, process $pid" mount.spaceweave "$two" "$other"
+(($(beats) - first_beat < 30)) || fail "refused after $(($(beats) - first_beat)) beats"
 refused "on first, process $pid" mount.spaceweave "$two" "$other" -o ro
 refused "on first, process $pid" mkfs.spaceweave -f "$two"
 refused "on first, process $pid" fsck.spaceweave -y "$two"
