@@ -469,22 +469,32 @@ static bool is_remote(const char *path)
 	return false;
 }
 
-/* A daemon that is just finishing is waited for. */
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+/* A daemon that is just finishing is waited for. Each look can take long: a heart
+ * that beats is watched (mmp.c). */
 static int image_wait(const struct options *o, struct image **out)
 {
 	const enum image_mode mode =
 		o->volume.readonly ? IMAGE_READ : IMAGE_WRITE;
 	const struct timespec step = {0, 20000000};
+	const uint64_t start = now_ns();
 	struct disk_mmp mmp;
 	int err;
 
-	for (unsigned ms = 0;; ms += 20) {
+	for (;;) {
 		err = image_open(o->image, mode, out);
 		if (err != -EBUSY)
 			break;
 		holder(o, &mmp);
-		if (ms >= (get32(mmp.state) == MMP_CLOSING ? CLOSING_WAIT_MS
-							   : HELD_WAIT_MS))
+		if ((now_ns() - start) / 1000000 >=
+		    (get32(mmp.state) == MMP_CLOSING ? CLOSING_WAIT_MS : HELD_WAIT_MS))
 			return image_busy(o);
 		nanosleep(&step, NULL);
 	}
@@ -933,14 +943,6 @@ static struct {
 	atomic_uint lap, laps;
 	atomic_bool on;			/* this lap is with looking */
 } look;
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
 
 static void look_ahead(struct fuse_session *se, uint64_t since)
 {

@@ -126,6 +126,25 @@ struct group {
 	size_t len, cap;
 };
 
+/* What says that somebody holds an image: mmp.c. */
+struct heart {
+	struct image *im;
+	const char *program;
+	unsigned interval_s;		/* 0: it does not beat */
+	uint64_t before;		/* mmp_expect(), before anything was read */
+	bool before_known;
+	_Atomic int *failed;		/* not 0: it beats no more */
+	_Atomic int none_failed;
+	void (*lost)(void *ctx, int err, const char *why);
+	void *ctx;
+	struct lock lock;		/* of the block */
+	struct disk_mmp mmp;
+	pthread_cond_t wake;
+	pthread_t thread;
+	bool runs, stop;
+	_Atomic uint64_t beat_s;	/* when it was last written */
+};
+
 struct volume {
 	struct image *im;
 	struct volume_options opt;
@@ -137,9 +156,6 @@ struct volume {
 	bool was_clean;
 	_Atomic int failed;		/* errno of the failure that ended writing */
 	struct alloc *alloc;
-	struct disk_mmp mmp;
-	uint64_t holder;		/* mmp_expect(), before anything was read */
-	bool holder_known;
 
 	/* -- commit lock -- */
 	struct rwlock commit;
@@ -245,12 +261,8 @@ struct volume {
 	uint64_t *late;			/* orphans that could not be freed yet */
 	size_t late_count, late_cap;
 
-	/* who holds the volume */
-	struct lock heart;		/* of mmp */
-	pthread_cond_t heart_wake;
-	pthread_t heart_thread;
-	bool heart_runs, heart_stop;
-	_Atomic uint64_t beat_s;	/* when it was last written */
+	/* who holds the volume: it, or who has opened it */
+	struct heart own_heart, *heart;
 
 	/* the thread of timer and background checkpoints */
 	struct lock timer;
@@ -606,6 +618,7 @@ static inline uint64_t blk_off(const struct volume *v, uint64_t blk)
 /* ---- mmp.c: who holds the volume ---------------------------------------------------- */
 
 void mmp_init(struct volume *v);
+void mmp_fini(struct volume *v);
 /* Does another host's heart beat in the image? -EBUSY, after some intervals. */
 int mmp_watch(struct image *im);
 /* What the block has to be when the volume is taken: what it was when the image was

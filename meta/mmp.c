@@ -18,10 +18,14 @@
  *     to itself after more than two intervals (a stopped virtual machine) looks
  *     before it writes a group or a superblock, and each looks before it says that
  *     it is done.
+ * fsck, which also writes where no volume is open, holds the block from its start to
+ * its end if the last holder's heart has beaten, and its volumes leave it alone.
+ *
  * What such a host's kernel had in its page cache when it was stopped it may
  * still write: only a fence around the disk prevents that.
  */
 #include "meta/meta_priv.h"
+#include "meta/repair.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,6 +33,7 @@
 #include <unistd.h>
 
 #define INTERVAL_MAX_S 300u	/* longer: damage */
+#define WHO_BYTES 160u
 
 /* The block as other hosts see it. */
 static int block_io(struct image *im, bool write, struct disk_mmp *m)
@@ -130,9 +135,9 @@ static uint64_t now_s(void)
 	return (uint64_t)ts.tv_sec;
 }
 
-static int write_locked(struct volume *v, uint32_t state)
+static int write_locked(struct heart *h, uint32_t state)
 {
-	struct disk_mmp *m = &v->mmp;
+	struct disk_mmp *m = &h->mmp;
 	int r;
 
 	m->magic = put64(MMP_MAGIC);
@@ -140,15 +145,15 @@ static int write_locked(struct volume *v, uint32_t state)
 	m->time_ns = put64(now_ns());
 	m->state = put32(state);
 	m->pid = put32((uint32_t)getpid());
-	m->interval_s = put32(v->opt.heartbeat_s);
+	m->interval_s = put32(h->interval_s);
 	gethostname(m->host, sizeof(m->host) - 1);
 	snprintf(m->program, sizeof(m->program), "%s",
-		 v->opt.program ? v->opt.program : "spaceweave");
+		 h->program ? h->program : "spaceweave");
 	m->csum = put64(checksum(m, offsetof(struct disk_mmp, csum)));
-	if (!v->opt.heartbeat_s)
-		return image_pwrite(v->im, m, sizeof(*m), MMP_OFFSET);
-	r = block_io(v->im, true, m);
-	atomic_store(&v->beat_s, now_s());
+	if (!h->interval_s)
+		return image_pwrite(h->im, m, sizeof(*m), MMP_OFFSET);
+	r = block_io(h->im, true, m);
+	atomic_store(&h->beat_s, now_s());
 	return r;
 }
 
@@ -161,133 +166,232 @@ static int taken(const struct disk_mmp *now, char *who, size_t len)
 }
 
 /* Is it still ours? */
-static int keep_locked(struct volume *v, char *who, size_t len)
+static int keep_locked(struct heart *h, char *who, size_t len)
 {
 	struct disk_mmp now;
-	int r = mmp_load(v->im, &now);
+	int r = mmp_load(h->im, &now);
 
 	snprintf(who, len, "the heartbeat");
-	return r == 0 && get64(now.nonce) != get64(v->mmp.nonce)
+	return r == 0 && get64(now.nonce) != get64(h->mmp.nonce)
 		       ? taken(&now, who, len) : r;
 }
 
-int mmp_write(struct volume *v, uint32_t state)
+static int say(struct heart *h, uint32_t state)
 {
-	char who[160];
+	char who[WHO_BYTES];
 	int r;
 
-	lock_lock(&v->heart);
-	r = keep_locked(v, who, sizeof(who));
+	lock_lock(&h->lock);
+	r = keep_locked(h, who, sizeof(who));
 	/* Without a heart the block but tells who it is. */
-	if (r != -EBUSY && !v->opt.heartbeat_s)
+	if (r != -EBUSY && !h->interval_s)
 		r = 0;
 	if (r == 0)
-		r = write_locked(v, state);
-	lock_unlock(&v->heart);
-	return r == -EBUSY ? volume_fail(v, r, who) : r;
+		r = write_locked(h, state);
+	lock_unlock(&h->lock);
+	if (r == -EBUSY)
+		h->lost(h->ctx, r, who);
+	return r;
 }
 
-static int beat(struct volume *v)
+static int beat(struct heart *h)
 {
-	char who[160];
+	char who[WHO_BYTES];
 	int r;
 
-	if (atomic_load(&v->failed))
+	if (atomic_load(h->failed))
 		return -EIO;
-	lock_lock(&v->heart);
-	r = keep_locked(v, who, sizeof(who));
+	lock_lock(&h->lock);
+	r = keep_locked(h, who, sizeof(who));
 	if (r == 0)
-		r = write_locked(v, get32(v->mmp.state));
-	lock_unlock(&v->heart);
-	return r ? volume_fail(v, r, who) : 0;
-}
-
-int mmp_still_ours(struct volume *v)
-{
-	if (!v->opt.heartbeat_s ||
-	    now_s() - atomic_load(&v->beat_s) <= 2 * v->opt.heartbeat_s)
-		return 0;
-	return beat(v);
+		r = write_locked(h, get32(h->mmp.state));
+	lock_unlock(&h->lock);
+	if (r)
+		h->lost(h->ctx, r, who);
+	return r;
 }
 
 static void *heart_main(void *arg)
 {
-	struct volume *v = arg;
+	struct heart *h = arg;
 	struct timespec due;
 	bool stop = false;
 
-	while (!stop && beat(v) == 0) {
+	while (!stop && beat(h) == 0) {
 		clock_gettime(CLOCK_MONOTONIC, &due);
-		due.tv_sec += v->opt.heartbeat_s;
-		lock_lock(&v->heart);
-		while (!v->heart_stop &&
-		       pthread_cond_timedwait(&v->heart_wake, &v->heart.m, &due) == 0)
+		due.tv_sec += h->interval_s;
+		lock_lock(&h->lock);
+		while (!h->stop &&
+		       pthread_cond_timedwait(&h->wake, &h->lock.m, &due) == 0)
 			;
-		stop = v->heart_stop;
-		lock_unlock(&v->heart);
+		stop = h->stop;
+		lock_unlock(&h->lock);
 	}
 	return NULL;
 }
 
-void mmp_init(struct volume *v)
+static void heart_init(struct heart *h)
 {
 	pthread_condattr_t attr;
 
-	lock_init(&v->heart, RANK_LEAF, "heart");
+	lock_init(&h->lock, RANK_LEAF, "heart");
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&v->heart_wake, &attr);
+	pthread_cond_init(&h->wake, &attr);
 	pthread_condattr_destroy(&attr);
+}
+
+static void heart_fini(struct heart *h)
+{
+	lock_fini(&h->lock);
+	pthread_cond_destroy(&h->wake);
 }
 
 /* Write the block, if it is still what it was. Without a heart it need not be
  * readable. */
-static int take_locked(struct volume *v, char *who, size_t len)
+static int take_locked(struct heart *h, char *who, size_t len)
 {
 	struct disk_mmp old;
 	uint64_t holder;
-	int r = mmp_look(v->im, &old, &holder);
+	int r = mmp_look(h->im, &old, &holder);
 
-	if (v->opt.heartbeat_s && (r || !v->holder_known))
+	if (h->interval_s && (r || !h->before_known))
 		return r ? r : -EIO;
-	if (r == 0 && v->holder_known && holder != v->holder)
+	if (r == 0 && h->before_known && holder != h->before)
 		return taken(&old, who, len);
 	if (holder)
-		v->mmp.seq = old.seq;
-	v->mmp.nonce = put64(random64());
-	return write_locked(v, MMP_HELD);
+		h->mmp.seq = old.seq;
+	h->mmp.nonce = put64(random64());
+	return write_locked(h, MMP_HELD);
 }
 
-int mmp_take(struct volume *v, char *msg, size_t msg_len)
+/* Take the image, and begin to beat. */
+static int take(struct heart *h, char *who, size_t len)
 {
 	const struct timespec second = {1, 0};
-	char who[160] = "the heartbeat";
 	int r;
 
-	lock_lock(&v->heart);
-	r = take_locked(v, who, sizeof(who));
-	lock_unlock(&v->heart);
-	if (r == 0 && v->opt.heartbeat_s) {
+	snprintf(who, len, "the heartbeat");
+	lock_lock(&h->lock);
+	r = take_locked(h, who, len);
+	lock_unlock(&h->lock);
+	if (r == 0 && h->interval_s) {
 		nanosleep(&second, NULL);
-		r = keep_locked(v, who, sizeof(who));
+		r = keep_locked(h, who, len);
 	}
-	if (r)
-		snprintf(msg, msg_len, "%s failed: %s", who, strerror(-r));
-	if (r || !v->opt.heartbeat_s)
+	if (r || !h->interval_s)
 		return r;
-	r = -pthread_create(&v->heart_thread, NULL, heart_main, v);
-	v->heart_runs = !r;
+	r = -pthread_create(&h->thread, NULL, heart_main, h);
+	h->runs = !r;
 	return r;
 }
 
-void mmp_stop(struct volume *v)
+static void stop(struct heart *h)
 {
-	if (!v->heart_runs)
+	if (!h->runs)
 		return;
-	lock_lock(&v->heart);
-	v->heart_stop = true;
-	pthread_cond_signal(&v->heart_wake);
-	lock_unlock(&v->heart);
-	pthread_join(v->heart_thread, NULL);
-	v->heart_runs = false;
+	lock_lock(&h->lock);
+	h->stop = true;
+	pthread_cond_signal(&h->wake);
+	lock_unlock(&h->lock);
+	pthread_join(h->thread, NULL);
+	h->runs = false;
+}
+
+int heart_look(struct heart *h)
+{
+	if (!h || !h->interval_s ||
+	    now_s() - atomic_load(&h->beat_s) <= 2 * h->interval_s)
+		return 0;
+	return beat(h);
+}
+
+/* ---- a volume ------------------------------------------------------------------------- */
+
+static void volume_lost(void *ctx, int err, const char *why)
+{
+	volume_fail(ctx, err, why);
+}
+
+void mmp_init(struct volume *v)
+{
+	const struct volume_repair *rep = v->opt.repair;
+
+	v->own_heart = (struct heart){.im = v->im,
+				      .program = v->opt.program,
+				      .interval_s = v->opt.heartbeat_s,
+				      .failed = &v->failed,
+				      .lost = volume_lost,
+				      .ctx = v};
+	heart_init(&v->own_heart);
+	v->heart = rep && rep->heart ? rep->heart : &v->own_heart;
+}
+
+void mmp_fini(struct volume *v) { heart_fini(&v->own_heart); }
+
+static bool is_own(const struct volume *v) { return v->heart == &v->own_heart; }
+
+int mmp_take(struct volume *v, char *msg, size_t msg_len)
+{
+	char who[WHO_BYTES];
+	int r = is_own(v) ? take(v->heart, who, sizeof(who)) : heart_look(v->heart);
+
+	if (r && is_own(v))
+		snprintf(msg, msg_len, "%s failed: %s", who, strerror(-r));
+	return r;
+}
+
+int mmp_write(struct volume *v, uint32_t state)
+{
+	return is_own(v) ? say(v->heart, state) : 0;
+}
+
+int mmp_still_ours(struct volume *v) { return heart_look(v->heart); }
+
+void mmp_stop(struct volume *v) { stop(&v->own_heart); }
+
+/* ---- who writes without a volume ------------------------------------------------------- */
+
+int heart_hold(struct image *im, const char *program,
+	       void (*lost)(void *ctx, int err, const char *why), void *ctx,
+	       struct heart **out)
+{
+	struct disk_mmp m;
+	struct heart *h;
+	char who[WHO_BYTES];
+	int r;
+
+	*out = NULL;
+	if (mmp_load(im, &m) || !get32(m.interval_s) ||
+	    get32(m.interval_s) > INTERVAL_MAX_S)
+		return 0;
+	h = calloc(1, sizeof(*h));
+	if (!h)
+		return -ENOMEM;
+	h->im = im;
+	h->program = program;
+	h->interval_s = get32(m.interval_s);
+	h->lost = lost;
+	h->ctx = ctx;
+	h->failed = &h->none_failed;
+	heart_init(h);
+	h->before_known = mmp_expect(im, &h->before) == 0;
+	r = take(h, who, sizeof(who));
+	if (r) {
+		heart_fini(h);
+		free(h);
+		return r;
+	}
+	*out = h;
+	return 0;
+}
+
+void heart_release(struct heart *h)
+{
+	if (!h)
+		return;
+	stop(h);
+	say(h, MMP_FREE);
+	heart_fini(h);
+	free(h);
 }

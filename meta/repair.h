@@ -11,10 +11,27 @@
 #include "meta/meta.h"
 
 /*
+ * Hold an image for other hosts to see, from before it is read until nothing of it
+ * will be written any more, as the last holder did: if his heart did not beat, *out
+ * is NULL. `lost`, which may be called by another thread, says that it is another's
+ * now, or that the block cannot be read or written: nothing may be written then.
+ * -EBUSY: somebody has taken it meanwhile.
+ */
+struct heart;
+int heart_hold(struct image *im, const char *program,
+	       void (*lost)(void *ctx, int err, const char *why), void *ctx,
+	       struct heart **out);
+/* Before something is written that no volume writes; h may be NULL. */
+int heart_look(struct heart *h);
+void heart_release(struct heart *h);
+
+/*
  * What is to be put right by opening for writing, bitmaps before anything is
  * allocated; durable with the checkpoint that ends the opening, or not at all.
  */
 struct volume_repair {
+	/* Has taken the image already; NULL: the volume takes it for itself. */
+	struct heart *heart;
 	/* The checkpoint that was looked at: where the slot with it cannot be
 	 * read just now, the other one is not opened instead. 0: any. */
 	uint64_t gen;

@@ -454,8 +454,7 @@ static void volume_free(struct volume *v)
 {
 	if (v->alloc)
 		alloc_close(v->alloc);
-	lock_fini(&v->heart);
-	pthread_cond_destroy(&v->heart_wake);
+	mmp_fini(v);
 	icache_fini(v);
 	journal_fini(v);
 	held_fini(v);
@@ -669,8 +668,8 @@ int volume_open(struct image *im, const struct volume_options *opt,
 	r = volume_new(im, opt, &s, slot, &v);
 	if (!v)
 		return r;
-	v->holder = holder;
-	v->holder_known = known;
+	v->own_heart.before = holder;
+	v->own_heart.before_known = known;
 	if (r == 0)
 		r = journal_scan(v, msg, msg_len);
 	if (r == 0)

@@ -169,6 +169,28 @@ static void open_image(struct fsck *f)
 			 cli_in_use(f->path, f->path, text, sizeof(text)));
 }
 
+static void lost(void *ctx, int err, const char *why)
+{
+	const struct fsck *f = ctx;
+
+	cli_warn("'%s': %s failed: %s; repairs end here", f->path, why, strerror(-err));
+	_exit(EXIT_OPERATION | EXIT_LEFT);
+}
+
+/* No other host shall have it until the last repair is made. */
+static void hold(struct fsck *f)
+{
+	int ret = heart_hold(f->im, cli_program, lost, f, &f->heart);
+	char text[CLI_IN_USE];
+
+	if (ret == -EBUSY)
+		cli_die(EXIT_OPERATION, "%s",
+			cli_in_use(f->path, f->path, text, sizeof(text)));
+	if (ret)
+		cli_die(EXIT_OPERATION, "cannot hold '%s': %s", f->path,
+			strerror(-ret));
+}
+
 static void settle(const struct fsck *f)
 {
 	int ret = super_settle(f->im);
@@ -570,8 +592,10 @@ int main(int argc, char **argv)
 	if (f.slot_wanted >= 0) {
 		status = show_super(&f);
 	} else {
-		if (f.mode != PROBLEM_CHECK)
+		if (f.mode != PROBLEM_CHECK) {
+			hold(&f);
 			settle(&f);
+		}
 		recognise(&f);
 		if (f.undo && f.mode != PROBLEM_CHECK)
 			open_undo(&f);
@@ -585,6 +609,7 @@ int main(int argc, char **argv)
 	saved_fini(&f);
 	if (f.im != f.file)
 		image_close(f.im);
+	heart_release(f.heart);
 	image_close(f.file);
 	return cli_finish(status, EXIT_OPERATION);
 }

@@ -248,6 +248,7 @@ struct fsck {
 	const char *undo;		/* -u; NULL */
 
 	/* what is looked at */
+	struct heart *heart;		/* holds the image; NULL: nobody's has beaten */
 	struct image *im;		/* what is written over is saved, with -u */
 	struct image *file;		/* the image itself */
 	struct volume *v;

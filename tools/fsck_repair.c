@@ -622,7 +622,8 @@ static struct lost_node *lost_nodes(const struct fsck *f, size_t *count)
 static int open_for_repair(struct fsck *f, const struct runs *claim,
 			   const struct runs *release, const struct items *items)
 {
-	const struct volume_repair space = {.gen = get64(f->super.gen),
+	const struct volume_repair space = {.heart = f->heart,
+					    .gen = get64(f->super.gen),
 					    .claim = claim->v,
 					    .claims = claim->count,
 					    .release = release->v,

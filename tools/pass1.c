@@ -92,7 +92,9 @@ static int copy_write(struct fsck *f, unsigned i, const struct disk_super *from)
 	int ret;
 
 	super_seal(&s, i);
-	ret = image_pwrite(f->im, &s, sizeof(s), copy_offset(from, i));
+	ret = heart_look(f->heart);
+	if (!ret)
+		ret = image_pwrite(f->im, &s, sizeof(s), copy_offset(from, i));
 	if (!ret)
 		ret = image_flush(f->im);
 	if (ret)
@@ -242,7 +244,9 @@ static int lengthen(struct fsck *f, uint64_t bytes)
 
 	if (!PROBLEM(P_SUPER_SHORT, .is = f->im->bytes, .want = bytes))
 		return 0;
-	ret = f->im->ops->resize(f->im, bytes);
+	ret = heart_look(f->heart);
+	if (!ret)
+		ret = f->im->ops->resize(f->im, bytes);
 	if (ret)
 		cli_warn("cannot make '%s' as long again: %s", f->path,
 			 strerror(-ret));

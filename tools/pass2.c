@@ -142,7 +142,7 @@ static int cut_journal(struct fsck *f, struct ring *r, uint64_t seq)
 	uint64_t salt = get64(f->super.salt);
 	struct disk_super s = f->super;
 	const char *why;
-	int ret = 0;
+	int ret = heart_look(f->heart);
 
 	for (uint64_t u = 0; !ret && u < r->units; u++) {
 		const struct disk_group *g = ring_group(r, u, &salt, &why);

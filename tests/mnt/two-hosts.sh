@@ -6,7 +6,7 @@
 
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || skip "loop devices need root"
-need losetup unshare
+need losetup unshare script
 disk=$work/disk
 truncate -s 300M "$disk"
 one=$(losetup -f --show "$disk") && two=$(losetup -f --show "$disk") || skip "no loop devices"
@@ -27,13 +27,18 @@ refused() { # WORDS COMMAND...
 	same "$(wc -l <"$work/err")" 1 "lines of: $(cat "$work/err")"
 	echo "  $(cat "$work/err")"
 }
+beats() { # number of the last one
+	dd if="$one" bs=4096 skip=8 count=1 iflag=direct status=none | od -An -tu8 -j8 -N8
+}
 
 mkfs.spaceweave -q "$one"
 unshare -u sh -c 'hostname first; exec "$@"' sh mount.spaceweave "$one" "$mnt" -o heartbeat=1
 pid=$(daemon_of "$one")
 echo kept >"$mnt/a"
 sync "$mnt/a"
+first_beat=$(beats)
 refused "on first, process $pid" mount.spaceweave "$two" "$other"
+(($(beats) - first_beat < 30)) || fail "refused after $(($(beats) - first_beat)) beats"
 refused "on first, process $pid" mount.spaceweave "$two" "$other" -o ro
 refused "on first, process $pid" mkfs.spaceweave -f "$two"
 refused "on first, process $pid" fsck.spaceweave -y "$two"
@@ -62,6 +67,27 @@ same "$(cat "$other/a" "$other/c" "$other/d")" "kept
 second
 third" "on the second host"
 spaceweave umount "$other"
+check "$two"
+
+# Who repairs holds the image, too, also while no volume is open: here until its
+# question is answered.
+dd if=/dev/zero of="$one" bs=4096 seek=24 count=1 oflag=direct status=none
+mkfifo "$work/answer"
+unshare -u sh -c 'hostname first; exec "$@"' sh \
+	script -qec "fsck.spaceweave -f $one" /dev/null <"$work/answer" >"$work/out" 2>&1 &
+repair=$!
+exec 3>"$work/answer"
+for ((i = 0; i < 3000; i++)); do
+	grep -q 'backup 2.*? ' "$work/out" && break
+	sleep 0.02
+done
+refused "fsck.spaceweave on first" mount.spaceweave "$two" "$other"
+refused "fsck.spaceweave on first" fsck.spaceweave -y "$two"
+echo y >&3
+exec 3>&-
+status=0
+wait "$repair" || status=$?
+same "$status" 1 "fsck: $(cat "$work/out")"
 check "$two"
 
 # A holder that died is waited for, not for ever.
