@@ -139,6 +139,10 @@ int super_load(struct image *im, struct disk_super *out, unsigned *slot,
 	return super_pick(im, out, slot, &unread, msg, msg_len);
 }
 
+/* The head, and what of a host's largest pages may lie beyond it: a part of one is
+ * not forgotten. */
+#define HEAD_FORGET_BYTES (4u << 20)
+
 int super_settle(struct image *im)
 {
 	struct disk_super s;
@@ -147,7 +151,7 @@ int super_settle(struct image *im)
 	int r = image_flush(im);
 
 	if (r == 0) {
-		image_forget(im, 0, HEAD_BYTES);
+		image_forget(im, 0, HEAD_FORGET_BYTES);
 		if (super_load(im, &s, &slot, msg, sizeof(msg)) == 0 &&
 		    get32(s.flags) & SUPER_CLEAN)
 			return 0;
