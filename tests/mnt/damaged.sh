@@ -76,7 +76,7 @@ off() {
 	! is_mounted "$mnt" || cut_off
 }
 
-# compare MODE [PROMISED]: $unread and $errors are what it counted
+# compare MODE [PROMISED|OLDER...]: $unread and $errors are what it counted
 compare() {
 	local mode=$1
 	limited "$witness" compare "$mnt" "$work/$base.notes" "$@"
@@ -107,7 +107,7 @@ check_only() {
 }
 
 one() { # SEED
-	local kept was scrub said ro=refused rw=- y again after=refused repaired
+	local kept was scrub said ro=refused rw=- y again after=refused repaired states
 	s=$1
 	base=clean
 	[ $((s % 2)) = 0 ] || base=dirty
@@ -192,9 +192,12 @@ one() { # SEED
 	esac
 	on "$repaired" ro
 	if [ -n "$mounted" ]; then
-		# Where it says so, what was deleted may be there again.
+		# Where it says so, what was deleted may be there again: before the
+		# crash, or before the mount that was closed in peace.
 		if grep -q 'may be older' "$work/repaired"; then
-			compare repaired "$work/older.notes"
+			states=("$work/older.notes")
+			[ "$base" = clean ] || states=("$work/clean.notes" "${states[@]}")
+			compare repaired "${states[@]}"
 			count[older]=$((${count[older]:-0} + 1))
 		else
 			compare repaired

@@ -7,15 +7,15 @@
  *   witness change DIR            what damaged.sh does to a damaged volume; prints
  *                                 the new files that an fsync promised
  *   witness compare DIR NOTES exact|changed [PROMISED]
- *   witness compare DIR NOTES repaired [OLDER]
+ *   witness compare DIR NOTES repaired [OLDER...]
  *
  * compare: what can be read must be what was noted, or the call must fail with an
  * error that says damage. exact: nothing is missing or new without such an error
  * where it is listed and where it is looked up. changed: the same, but for what
  * change does. repaired: names may be missing or in lost+found, counts of links
  * differ; an inode may be "rebuilt" with other attributes and another end, which is
- * counted; but no byte differs. What is in OLDER, notes of an earlier state, but not
- * in NOTES, may be there again ("returned").
+ * counted; but no byte differs. What is in OLDER, notes of earlier states, the latest
+ * first, but not in NOTES, may be there again ("returned").
  * Goes on after whatever it finds. Exits with 0, 1 for a difference, 3 when the
  * file system has gone away. Its last line counts: reads of data that failed
  * ("unread") and other calls that did ("errors") apart.
@@ -656,8 +656,8 @@ static int compare(int argc, char **argv)
 	load(argv[1], false);
 	noted = recs_n;
 	mode = !strcmp(argv[2], "exact") ? EXACT : !strcmp(argv[2], "changed") ? CHANGED : REPAIRED;
-	if (argc > 3 && mode == REPAIRED)
-		load(argv[3], true);
+	for (int i = 3; i < argc && mode == REPAIRED; i++)
+		load(argv[i], true);
 	visit(top, "");
 	if (argc > 3 && mode != REPAIRED)
 		compare_promised(argv[3]);
@@ -740,10 +740,11 @@ int main(int argc, char **argv)
 			return wrong ? 1 : 0;
 		return change();
 	}
-	if ((argc == 5 || argc == 6) && !strcmp(argv[1], "compare"))
+	if (argc >= 5 && !strcmp(argv[1], "compare"))
 		return compare(argc - 2, argv + 2);
 	fprintf(stderr, "usage: witness make DIR PART\n       witness note DIR NOTES\n"
 			"       witness change DIR\n"
-			"       witness compare DIR NOTES exact|changed|repaired [PROMISED]\n");
+			"       witness compare DIR NOTES exact|changed [PROMISED]\n"
+			"       witness compare DIR NOTES repaired [OLDER...]\n");
 	return 2;
 }
