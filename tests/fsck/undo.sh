@@ -186,7 +186,7 @@ cp --sparse=always repaired image
 	ulimit -f 6
 	undo saved image
 ) && fail "an image that cannot be written"
-says 'File too large'
+grep -q 'File too large' out || fail "it does not say 'File too large'"
 undo saved image || fail "undone by halves, and not to be finished"
 [ "$before" = "$(sum image)" ] || fail "finished, and not all is back"
 
