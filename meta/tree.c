@@ -1092,13 +1092,20 @@ static bool may_open(struct volume *v, const struct tree *tr, const struct node 
 	return v->readonly || v->joins || node_is_open(v, tr, n);
 }
 
+/* Do both fit one node, with room for more? */
+static bool fit_one(const struct volume *v, const struct node *a, const struct node *b)
+{
+	size_t cap = v->block_bytes - sizeof(struct disk_node);
+
+	return node_used(v, a) + node_used(v, b) + KEY_MAX < cap * 3 / 4;
+}
+
 /* A node that holds little joins a neighbour that has room, if in memory. */
 static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 		      unsigned level)
 {
 	struct node *n = p->n[level], *parent = p->n[level + 1], *other;
 	unsigned slot = (unsigned)p->slot[level + 1];
-	size_t cap = v->block_bytes - sizeof(struct disk_node);
 	struct ptr ptr;
 
 	if (!is_small(v, n))
@@ -1106,8 +1113,7 @@ static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 	if (slot + 1 < node_count(parent)) {
 		ptr = node_child(parent, slot + 1);
 		other = cache_find(v, tr->table, level, &ptr);
-		if (other && node_used(v, n) + node_used(v, other) + KEY_MAX <
-				     cap * 3 / 4) {
+		if (other && fit_one(v, n, other)) {
 			merge(v, tr, parent, slot + 1, n, other);
 			return true;
 		}
@@ -1115,8 +1121,7 @@ static bool try_merge(struct volume *v, struct tree *tr, struct path *p,
 	if (slot > 0) {
 		ptr = node_child(parent, slot - 1);
 		other = cache_find(v, tr->table, level, &ptr);
-		if (other && may_open(v, tr, other) && node_used(v, n) + node_used(v, other) + KEY_MAX <
-				     cap * 3 / 4) {
+		if (other && may_open(v, tr, other) && fit_one(v, n, other)) {
 			p->n[level] = other;
 			p->slot[level + 1]--;
 			v->joins -= !v->readonly && !node_is_open(v, tr, other);

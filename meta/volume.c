@@ -3,10 +3,11 @@
  * Open and close, and what happens in between without being asked.
  *
  * Opening for writing
- *   1. the newest good superblock slot; the journal from its tail on
- *   2. a flush: where a daemon was killed, what was read may be in the host's
- *      memory alone, and what is written now relies on it: blocks are taken
- *      that are free by that superblock only, groups say what is durable
+ *   1. a flush, and the host forgets what it has in memory (super_settle()): what
+ *      is written from here on relies on what is read, so that has to be on the
+ *      disk: blocks are taken that are free by that superblock only, groups say
+ *      what is durable
+ *   2. the newest good superblock slot; the journal from its tail on
  *   3. blocks: of the host, for the whole ring; the allocator, over the bitmaps
  *      and what the journal took
  *   4. the journal's items, into the trees
@@ -14,7 +15,7 @@
  *      nothing that this mount writes can continue the old journal
  *   6. what was cut off: intents are finished, orphans evicted
  * A crash in any of these leaves the old superblock and its journal as they
- * were. Opening read-only does 1, 4 and 6 in memory and writes nothing.
+ * were. Opening read-only does 2, 4 and 6 in memory and writes nothing.
  *
  * mkfs is the same: one superblock, one group in the ring that takes the fixed
  * blocks and makes the root directory, then open and close.
