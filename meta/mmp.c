@@ -18,8 +18,8 @@
  *     to itself after more than two intervals (a stopped virtual machine) looks
  *     before it writes a group or a superblock, and each looks before it says that
  *     it is done.
- * fsck, which also writes where no volume is open, holds the block from its start to
- * its end if the last holder's heart has beaten, and its volumes leave it alone.
+ * fsck and undo, which also write where no volume is open, hold the block from start
+ * to end if the last holder's heart has beaten; fsck's volumes leave it alone.
  *
  * What such a host's kernel had in its page cache when it was stopped it may
  * still write: only a fence around the disk prevents that.

@@ -4,7 +4,8 @@
 
 /*
  * What fsck needs beyond meta.h: items as they are, whether or not they make
- * sense. Nobody else includes this. The volume is open with
+ * sense; and, with undo, to hold an image without a volume. Nobody else includes
+ * this. The volume is open with
  * volume_options.repair and has one thread.
  */
 

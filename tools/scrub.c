@@ -20,6 +20,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <signal.h>
@@ -208,11 +209,16 @@ static int state_load(struct scrub *s)
 {
 	uint8_t uuid[16];
 	char line[2 * KEY_MAX + 16];
-	FILE *f = fopen(s->state, "r");
-	int ret = 0;
+	/* a FIFO is not waited for */
+	int fd = open(s->state, O_RDONLY | O_CLOEXEC | O_NONBLOCK), ret = 0;
+	FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
 
-	if (!f)
-		return errno == ENOENT ? 0 : -errno;
+	if (!f) {
+		ret = errno == ENOENT ? 0 : -errno;
+		if (fd >= 0)
+			close(fd);
+		return ret;
+	}
 	if (!fgets(line, sizeof(line), f) || strncmp(line, "scrub ", 6) ||
 	    get_hex(line + 6, uuid, sizeof(uuid)) != sizeof(uuid))
 		ret = -EINVAL;

@@ -10,6 +10,9 @@
 #include "tools/cli.h"
 #include "tools/verbs.h"
 
+#include "meta/meta.h"
+#include "meta/repair.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -33,6 +36,7 @@ struct undo {
 	uint64_t bytes_before;		/* of the image */
 	struct disk_undo *rec;		/* and its bytes */
 	struct image *im;
+	struct heart *heart;		/* holds it; NULL: nobody's has beaten */
 	uint64_t saved;
 	/* Is it the image that fsck left, and nobody has used since? */
 	uint8_t slots[SUPER_SLOTS][SUPER_BYTES];	/* of the image, now */
@@ -132,6 +136,23 @@ static bool is_changed(const struct undo *u)
 	return false;
 }
 
+/* All but the block that says who holds the image: where a heart beats, that is ours. */
+static int put_back(struct undo *u, const uint8_t *bytes, uint64_t off, uint64_t len)
+{
+	uint64_t end = off + len, after = MMP_OFFSET + MMP_BYTES;
+	int ret = heart_look(u->heart);
+
+	if (ret)
+		return ret;
+	if (!u->heart || end <= MMP_OFFSET || off >= after)
+		return image_pwrite(u->im, bytes, len, off);
+	if (off < MMP_OFFSET)
+		ret = image_pwrite(u->im, bytes, MMP_OFFSET - off, off);
+	if (!ret && end > after)
+		ret = image_pwrite(u->im, bytes + (after - off), end - after, after);
+	return ret;
+}
+
 static int record_use(struct undo *u, bool write)
 {
 	uint64_t off = get64(u->rec->offset), len = get64(u->rec->bytes);
@@ -143,7 +164,7 @@ static int record_use(struct undo *u, bool write)
 	if (get32(u->rec->kind) != UNDO_SAVED)
 		return -EINVAL;
 	if (write)
-		return image_pwrite(u->im, u->rec + 1, len, off);
+		return put_back(u, (const uint8_t *)(u->rec + 1), off, len);
 	if (off > u->im->bytes || len > u->im->bytes - off)
 		return -EINVAL;
 	u->saved += len;
@@ -211,34 +232,60 @@ static int undo(struct undo *u, bool force, bool look)
 	return 0;
 }
 
+static void lost(void *ctx, int err, const char *why)
+{
+	const struct undo *u = ctx;
+
+	cli_warn("'%s': %s failed: %s; run undo again where it is held", u->im->name,
+		 why, strerror(-err));
+	_exit(1);
+}
+
+/* No other host shall have it meanwhile, and what is compared is what the disk has. */
+static int take_image(struct undo *u, const char *image, bool look)
+{
+	char text[CLI_IN_USE];
+	int ret = image_open(image, look ? IMAGE_READ : IMAGE_WRITE, &u->im);
+
+	if (!ret && !look)
+		ret = heart_hold(u->im, cli_program, lost, u, &u->heart);
+	if (!ret && !look)
+		ret = super_settle(u->im);
+	if (ret == -EBUSY)
+		cli_warn("%s", cli_in_use(image, image, text, sizeof(text)));
+	else if (ret)
+		cli_warn("cannot open '%s': %s", image, strerror(-ret));
+	return ret;
+}
+
+static int take_file(struct undo *u)
+{
+	struct stat st;
+
+	u->rec = malloc(UNDO_UNIT + UNDO_RECORD_MAX);
+	/* a FIFO is not waited for */
+	u->fd = open(u->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (!u->rec || u->fd < 0 || fstat(u->fd, &st)) {
+		cli_warn("cannot open '%s': %s", u->path, strerror(errno));
+		return -EIO;
+	}
+	u->bytes = (uint64_t)st.st_size;
+	return 0;
+}
+
 static int run(const char *file, const char *image, bool force, bool look)
 {
-	struct undo u = {.path = file};
-	char text[CLI_IN_USE];
-	struct stat st;
-	int ret = image_open(image, look ? IMAGE_READ : IMAGE_WRITE, &u.im);
+	struct undo u = {.path = file, .fd = -1};
+	int ret = 1;
 
-	if (ret == -EBUSY) {
-		cli_warn("%s", cli_in_use(image, image, text, sizeof(text)));
-		return 1;
-	}
-	if (ret) {
-		cli_warn("cannot open '%s': %s", image, strerror(-ret));
-		return 1;
-	}
-	u.rec = malloc(UNDO_UNIT + UNDO_RECORD_MAX);
-	u.fd = open(file, O_RDONLY | O_CLOEXEC);
-	if (!u.rec || u.fd < 0 || fstat(u.fd, &st)) {
-		cli_warn("cannot open '%s': %s", file, strerror(errno));
-		ret = 1;
-	} else {
-		u.bytes = (uint64_t)st.st_size;
+	if (!take_image(&u, image, look) && !take_file(&u))
 		ret = undo(&u, force, look);
-	}
 	if (u.fd >= 0)
 		close(u.fd);
 	free(u.rec);
-	image_close(u.im);
+	heart_release(u.heart);
+	if (u.im)
+		image_close(u.im);
 	return ret;
 }
 

@@ -166,6 +166,9 @@ undo saved none && fail "an image that is not there"
 says "cannot open 'none': No such file"
 undo none image && fail "an undo file that is not there"
 says "cannot open 'none': No such file"
+mkfifo fifo
+undo fifo image && fail "a FIFO was taken"
+says "is not an undo file"
 : >empty
 undo empty image && fail "an empty undo file"
 says "is not an undo file"

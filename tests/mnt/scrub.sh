@@ -87,5 +87,7 @@ grep -q 'goes on' "$work/out" || fail "it has begun anew"
 mkfs.spaceweave -q "$work/second" 16M
 printf 'scrub 00112233445566778899aabbccddeeff\nphase 0\n' >"$work/state"
 scrub 8 -s "$work/state" "$work/second"
+mkfifo "$work/fifo"
+scrub 8 -s "$work/fifo" "$image"
 scrub 16
 scrub 8 "$work"

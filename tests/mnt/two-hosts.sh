@@ -71,7 +71,8 @@ check "$two"
 
 # Who repairs holds the image, too, also while no volume is open: here until its
 # question is answered.
-dd if=/dev/zero of="$one" bs=4096 seek=24 count=1 oflag=direct status=none
+damage() { dd if=/dev/zero of="$one" bs=4096 seek=24 count=1 oflag=direct status=none; }
+damage
 mkfifo "$work/answer"
 unshare -u sh -c 'hostname first; exec "$@"' sh \
 	script -qec "fsck.spaceweave -f $one" /dev/null <"$work/answer" >"$work/out" 2>&1 &
@@ -88,6 +89,20 @@ exec 3>&-
 status=0
 wait "$repair" || status=$?
 same "$status" 1 "fsck: $(cat "$work/out")"
+check "$two"
+
+# So does who takes a repair back: the block was written when it was taken and
+# when it was given back.
+damage
+unshare -u sh -c 'hostname first; exec "$@"' sh \
+	fsck.spaceweave -fy -u "$work/undo" "$one" >"$work/out" && fail "no damage was found"
+first_beat=$(beats)
+unshare -u sh -c 'hostname second; exec "$@"' sh spaceweave undo "$work/undo" "$two"
+(($(beats) >= first_beat + 2)) || fail "undo held nothing"
+dd if="$one" bs=4096 skip=8 count=1 iflag=direct status=none | grep -q second ||
+	fail "the block names another than who held it last"
+fsck.spaceweave -fn "$one" >"$work/out" && fail "undo put nothing back"
+fsck.spaceweave -fy "$one" >"$work/out" && fail "no damage was found after undo"
 check "$two"
 
 # A holder that died is waited for, not for ever.
