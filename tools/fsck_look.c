@@ -113,10 +113,15 @@ static int pair(struct look *l, const struct ent *e, const struct ent *x)
 	return 0;
 }
 
+static struct ent *ents_end(const struct ents *s)
+{
+	return s->v ? s->v + s->count : NULL;
+}
+
 static int dir_done(struct look *l)
 {
-	struct ent *e = l->entries.v, *x = l->indexes.v;
-	struct ent *e_end = e + l->entries.count, *x_end = x + l->indexes.count;
+	struct ent *e = l->entries.v, *e_end = ents_end(&l->entries);
+	struct ent *x = l->indexes.v, *x_end = ents_end(&l->indexes);
 	int ret = 0;
 
 	if (l->entries.count)
