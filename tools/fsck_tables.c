@@ -346,7 +346,8 @@ int items_add(struct items *l, enum journal_item type, enum table table,
 		l->room = room;
 	}
 	memcpy(l->v + l->bytes, &h, sizeof(h));
-	memcpy(l->v + l->bytes + sizeof(h), key, klen);
+	if (klen)
+		memcpy(l->v + l->bytes + sizeof(h), key, klen);
 	if (vlen)
 		memcpy(l->v + l->bytes + sizeof(h) + klen, val, vlen);
 	l->bytes += len;
