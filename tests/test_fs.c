@@ -1359,6 +1359,49 @@ static void a_full_volume_that_was_worn_out_can_be_emptied(void **state)
 	}
 }
 
+/* Values of xattrs, an eighth of the volume of them; or none. */
+static void set_values(struct world *w, uint64_t ino, uint64_t bytes, bool there)
+{
+	static const char value[16000] = "value";
+	char name[16];
+
+	for (uint64_t i = 0; i < bytes / 8 / sizeof(value); i++) {
+		snprintf(name, sizeof(name), "user.%u", (unsigned)i);
+		if (there)
+			OK(fs_setxattr(w->fs, &cred, ino, name, value,
+				       sizeof(value), 0));
+		else
+			OK(fs_removexattr(w->fs, &cred, ino, name));
+	}
+}
+
+static void what_is_free_can_be_had_though_nodes_had_it(void **state)
+{
+	static const uint64_t sizes[] = {2 << 20, 16 << 20, 64 << 20};
+	struct world *w = *state;
+
+	for (size_t i = 0; i < 2 * sizeof(sizes) / sizeof(sizes[0]); i++) {
+		uint64_t bytes = sizes[i / 2], most = bytes / BLOCK / 64 + 8;
+		uint64_t before, ino, free;
+
+		/* With a journal that holds it all, they are gone before a
+		 * checkpoint has seen them. */
+		world_close(w);
+		image_close(w->im);
+		world_make_with(w, bytes, bytes / 4);
+		ino = make(w, ROOT_INO, "f");
+		before = avail(w);
+		set_values(w, ino, bytes, true);
+		if (i % 2)
+			OK(volume_checkpoint(w->v));
+		set_values(w, ino, bytes, false);
+		assert_in_range(avail(w), before - 8, before);
+		free = alloc_free_units(volume_alloc(w->v));
+		assert_in_range(free, before - most, before);
+		OK(fs_fallocate(w->fs, ino, 0, 0, (off_t)(free - free / 16) * BLOCK));
+	}
+}
+
 /* A tree of many nodes, at no cost: many runs that share some blocks. */
 static void many_nodes(struct world *w, const char *name, unsigned runs)
 {
@@ -2167,6 +2210,7 @@ int main(void)
 		TEST(a_full_volume_can_be_emptied_and_filled_again),
 		TEST(a_full_volume_that_was_worn_out_can_be_emptied),
 		TEST(large_files_can_be_removed_from_a_full_volume),
+		TEST(what_is_free_can_be_had_though_nodes_had_it),
 		TEST(what_was_set_aside_can_be_written_on_a_full_volume),
 		TEST(a_full_volume_of_600_gib_takes_checkpoints),
 		TEST(a_trim_punches_what_is_free_in_its_range_once),
