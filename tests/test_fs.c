@@ -7,6 +7,7 @@
 #include "fs/fs_priv.h"
 #include "meta/meta_priv.h"
 #include "meta/repair.h"
+#include "tests/fault.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -2141,6 +2142,39 @@ static void a_checkpoint_writes_over_nothing_that_is_needed(void **state)
 	}
 }
 
+/* Other threads begin transactions, as many as the ring has room for. */
+static void promise_all(void *ctx)
+{
+	struct volume *v = ctx;
+	size_t bytes = v->txn_max + 2 * JOURNAL_UNIT;
+
+	while (atomic_load(&v->ring_free) - (int64_t)bytes >=
+	       (int64_t)v->ring_reserve)
+		OK(ring_promise(v, bytes));
+}
+
+/* An fsync takes the data along just as others begin. */
+static void what_rides_leaves_the_ring_what_is_promised(void **state)
+{
+	struct world *w = *state;
+	struct volume *v;
+	char buf[4 * BLOCK] = "rides";
+	uint64_t ino;
+
+	world_of(w, 1 << 20);
+	v = w->v;
+	ino = make(w, ROOT_INO, "f");
+	OK(volume_checkpoint(v));
+	for (off_t at = 0; at < 12 * BLOCK; at += (off_t)sizeof(buf))
+		OK(fs_write(w->fs, ino, buf, sizeof(buf), at, 0));
+	fault_growing(promise_all, v);
+	OK(fs_fsync(w->fs, ino, false));
+	assert_true(atomic_load(&v->ring_promised) > 0);
+	assert_true(atomic_load(&v->ring_free) >
+		    (int64_t)v->ring_reserve - 2 * JOURNAL_UNIT);
+	ring_unpromise(v, (uint64_t)atomic_load(&v->ring_promised), 0);
+}
+
 /* Where the journal is too small for all bitmaps at once, it takes more often. */
 static void a_small_journal_lets_few_bitmaps_change_at_once(void **state)
 {
@@ -2217,6 +2251,7 @@ int main(void)
 		TEST(blocks_that_are_being_punched_are_waited_for),
 		TEST(the_rings_blocks_are_asked_for_at_once),
 		TEST(a_file_without_a_name_waits_for_what_is_freed),
+		TEST(what_rides_leaves_the_ring_what_is_promised),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(a_file_of_lost_blocks_alone_is_cut),
