@@ -2142,6 +2142,33 @@ static void a_checkpoint_writes_over_nothing_that_is_needed(void **state)
 	}
 }
 
+/* As many transactions as it takes, each of which gets on. */
+static void a_small_journal_takes_copies_over_what_is_there(void **state)
+{
+	static char buf[20 * BLOCK] = "copied";
+	struct world w = {0};
+	uint64_t from, to;
+
+	(void)state;
+	world_make_with(&w, LARGE_BYTES, LARGE_LEAST);
+	journal_shorten(&w, JOURNAL_MIN_UNITS);
+	from = make(&w, ROOT_INO, "from");
+	to = make(&w, ROOT_INO, "to");
+	OK(fs_write(w.fs, from, buf, sizeof(buf), 0, 0));
+	OK(fs_write(w.fs, to, buf, sizeof(buf), 0, 0));
+	for (unsigned i = 0; i < 2; i++) {
+		/* Each block a run of its own. */
+		for (off_t at = 0; at < (off_t)sizeof(buf); at += 2 * BLOCK) {
+			OK(fs_write(w.fs, from, buf, BLOCK, at, 0));
+			OK(fs_write(w.fs, to, buf + 1, BLOCK, at, 0));
+		}
+		assert_int_equal(fs_copy_file_range(w.fs, from, 0, to, 0, sizeof(buf)),
+				 sizeof(buf));
+	}
+	world_close(&w);
+	image_close(w.im);
+}
+
 /* Other threads begin transactions, as many as the ring has room for. */
 static void promise_all(void *ctx)
 {
@@ -2260,6 +2287,7 @@ int main(void)
 		cmocka_unit_test(lookup_counts_are_exact),
 		cmocka_unit_test(a_checkpoint_writes_over_nothing_that_is_needed),
 		cmocka_unit_test(a_small_journal_lets_few_bitmaps_change_at_once),
+		cmocka_unit_test(a_small_journal_takes_copies_over_what_is_there),
 	};
 	const char *given = getenv("SEED");
 
