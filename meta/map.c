@@ -663,6 +663,9 @@ unsigned map_write_max(const struct volume *v, const struct inode *ip)
 		each = 240;
 	}
 	n = (v->txn_max - rest) / each;
+	/* And two bitmaps may change: one that it was in, one that it goes to. */
+	if (n > txn_touched_max(v) / 2)
+		n = txn_touched_max(v) / 2;
 	return n < MAP_WRITE_MAX ? (unsigned)n : MAP_WRITE_MAX;
 }
 

@@ -2169,6 +2169,25 @@ static void a_small_journal_takes_copies_over_what_is_there(void **state)
 	image_close(w.im);
 }
 
+/* Each block of the file may be freed in another bitmap. */
+static void a_small_journal_takes_writes_over_many_runs(void **state)
+{
+	static char buf[60 * BLOCK] = "written";
+	struct world w = {0};
+	uint64_t ino;
+
+	(void)state;
+	world_make_with(&w, LARGE_BYTES, LARGE_LEAST);
+	journal_shorten(&w, JOURNAL_MIN_UNITS);
+	ino = make(&w, ROOT_INO, "f");
+	OK(fs_write(w.fs, ino, buf, sizeof(buf), 0, 0));
+	for (off_t at = 0; at < (off_t)sizeof(buf); at += 2 * BLOCK)
+		OK(fs_write(w.fs, ino, buf, BLOCK, at, 0));
+	assert_int_equal(fs_write(w.fs, ino, buf, sizeof(buf), 0, 0), sizeof(buf));
+	world_close(&w);
+	image_close(w.im);
+}
+
 /* Other threads begin transactions, as many as the ring has room for. */
 static void promise_all(void *ctx)
 {
@@ -2288,6 +2307,7 @@ int main(void)
 		cmocka_unit_test(a_checkpoint_writes_over_nothing_that_is_needed),
 		cmocka_unit_test(a_small_journal_lets_few_bitmaps_change_at_once),
 		cmocka_unit_test(a_small_journal_takes_copies_over_what_is_there),
+		cmocka_unit_test(a_small_journal_takes_writes_over_many_runs),
 	};
 	const char *given = getenv("SEED");
 
