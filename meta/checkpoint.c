@@ -234,6 +234,8 @@ static int release(struct volume *v, struct deltas *l)
 			d.len += l->v[++i].len;
 		r = release_run(v, d.start, d.len);
 	}
+	if (r == 0)
+		r = pool_lower(v);
 	reserve_top_up(v);
 	return r;
 }

@@ -229,6 +229,8 @@ static void group_close_locked(struct volume *v, struct group *g)
 	lock_unlock(&v->journal);
 }
 
+static int64_t ring_take(struct volume *v, int64_t need);
+
 /*
  * Let the data of a group go with it, if it is little and there is room, and if
  * none of it would look like a group: that is put into its place at once.
@@ -237,18 +239,17 @@ static void group_load(struct volume *v, struct group *g)
 {
 	size_t len = held_ride_bytes(v, &g->held);
 
-	if (!len || len > RIDE_BYTES ||
-	    atomic_load(&v->ring_free) <
-		    (int64_t)(v->ring_reserve + len + 2 * JOURNAL_UNIT) ||
-	    group_room(g, len))
+	if (!len || len > RIDE_BYTES || group_room(g, len) ||
+	    ring_take(v, (int64_t)len) < 0)
 		return;
 	held_copy_items(v, &g->held, g->buf + g->len);
-	if (looks_like_group(g->buf, g->len, g->len + len))
+	if (looks_like_group(g->buf, g->len, g->len + len)) {
+		ring_give(v, len);
 		return;
+	}
 	g->items += g->held.count;
 	g->len += len;
 	held_join(&v->riding, &g->held);
-	atomic_fetch_sub(&v->ring_free, (int64_t)len);
 }
 
 void journal_close_locked(struct volume *v, bool ride)

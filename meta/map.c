@@ -663,6 +663,9 @@ unsigned map_write_max(const struct volume *v, const struct inode *ip)
 		each = 240;
 	}
 	n = (v->txn_max - rest) / each;
+	/* And two bitmaps may change: one that it was in, one that it goes to. */
+	if (n > txn_touched_max(v) / 2)
+		n = txn_touched_max(v) / 2;
 	return n < MAP_WRITE_MAX ? (unsigned)n : MAP_WRITE_MAX;
 }
 
@@ -755,7 +758,8 @@ int map_prealloc(struct txn *t, struct inode *ip, uint64_t blk, uint64_t n,
 
 /* ---- sharing ------------------------------------------------------------------------------ */
 
-/* Runs that one transaction shares, and room for each: a run, its references. */
+/* Runs that one transaction shares, if it has the room, and room for each: a run,
+ * its references. */
 #define SHARED_MAX 8u
 #define SHARED_ITEMS (6 + REF_ITEMS)
 
@@ -778,19 +782,20 @@ static int share_run(struct txn *t, struct inode *dst, const struct map_item *m,
 int map_share(struct txn *t, struct inode *src, uint64_t src_blk,
 	      struct inode *dst, uint64_t dst_blk, uint64_t n, uint64_t *next)
 {
-	unsigned runs = txn_has_room(t, SHARED_MAX * SHARED_ITEMS + 60)
-				? SHARED_MAX : SHARED_MAX / 2;
-	struct overlap o = {.from = src_blk, .to = src_blk + n, .max = runs};
+	struct overlap o = {.from = src_blk, .to = src_blk + n, .max = SHARED_MAX};
 	uint64_t cut;
-	int r = overlap_load(t->v, t, src, &o);
+	int r;
 
+	while (o.max > 1 && !txn_has_room(t, o.max * SHARED_ITEMS + 60))
+		o.max /= 2;
+	r = overlap_load(t->v, t, src, &o);
 	if (r)
 		goto out;
 	inode_edit(t, src)->flags |= INODE_SHARED;
 	inode_edit(t, dst)->flags |= INODE_SHARED;
 	/* As far as these runs reach, and as the old ones there can be cut. */
 	r = range_cut(t, dst, dst_blk, dst_blk + (o.next - src_blk),
-		      runs * SHARED_ITEMS, &cut);
+		      o.max * SHARED_ITEMS, &cut);
 	cut -= dst_blk;
 	for (unsigned i = 0; i < o.count && r == 0; i++) {
 		struct map_item *m = &o.item[i];

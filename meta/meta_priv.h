@@ -490,6 +490,8 @@ int pool_take(struct volume *v, uint64_t *block);
 /* Keep freed blocks of nodes and bitmaps while the pool is low; they are taken
  * off their runs. */
 void pool_keep(struct volume *v, struct deltas *l);
+/* What it has beyond that is free again. */
+int pool_lower(struct volume *v);
 /* Take blocks for the volume's own use, from the reserve if it must be. */
 int volume_take(struct volume *v, uint64_t goal, uint64_t n, struct extent *out,
 		unsigned max, unsigned *count, uint64_t *got, enum spend spend);

@@ -25,7 +25,9 @@
  * host has set aside (image_ensure): a full host refuses a transaction in good
  * time and no checkpoint. The last `pool_floor` of them are not for ordinary
  * transactions, so that files can be removed on a full host, and each
- * checkpoint puts the blocks of the nodes it replaced back into a low pool.
+ * checkpoint puts the blocks of the nodes it replaced back into a low pool, and
+ * lowers a high one, where nodes went as soon as they had come: no file can have
+ * what is there.
  * After a crash the blocks that the pool had are free like others; where the
  * host has no more to give, they are found by asking it which ones it has.
  */
@@ -368,12 +370,19 @@ int pool_take(struct volume *v, uint64_t *block)
 	}
 }
 
+/* More than that it does not keep: no file could have it. */
+static uint64_t pool_most(const struct volume *v)
+{
+	return v->pool_floor +
+	       (v->blocks / 64 < POOL_BATCH ? v->blocks / 64 : POOL_BATCH);
+}
+
 /* The last block of a freed run into the pool, if the pool is low. */
 static bool keep_last_locked(struct volume *v, struct delta *d)
 {
 	uint64_t block = d->start + d->len - 1;
 
-	if (v->pool_blks >= v->pool_floor + POOL_BATCH || pool_room_locked(v, 1) ||
+	if (v->pool_blks >= pool_most(v) || pool_room_locked(v, 1) ||
 	    alloc_undefer(v->alloc, block, 1))
 		return false;
 	tree_forget_locked(v, block, 1);
@@ -381,6 +390,41 @@ static bool keep_last_locked(struct volume *v, struct delta *d)
 	atomic_fetch_sub(&v->pending_blks, 1);
 	d->len--;
 	return true;
+}
+
+/* The last of the pool's runs as far as the pool is high, to be released. */
+static bool pool_pop_surplus(struct volume *v, struct extent *out)
+{
+	bool popped = false;
+
+	rwlock_write(&v->commit);
+	if (v->pool_blks > pool_most(v)) {
+		struct extent *e = &v->pool[v->pool_count - 1];
+		uint64_t more = v->pool_blks - pool_most(v);
+
+		*out = (struct extent){e->start, e->len < more ? e->len : more};
+		popped = alloc_defer(v->alloc, out->start, out->len) == 0;
+		if (popped) {
+			e->start += out->len;
+			e->len -= out->len;
+			v->pool_count -= !e->len;
+			v->pool_blks -= out->len;
+		}
+	}
+	rwlock_unlock(&v->commit);
+	return popped;
+}
+
+int pool_lower(struct volume *v)
+{
+	struct extent e;
+	int r = 0;
+
+	while (r == 0 && pool_pop_surplus(v, &e)) {
+		r = reserve_release(v, e.start, e.len);
+		atomic_fetch_add(&v->trim_due, e.len);
+	}
+	return r;
 }
 
 void pool_keep(struct volume *v, struct deltas *l)

@@ -42,6 +42,9 @@ static __thread bool memory_for_ever;
 
 static __thread bool memory_paused;
 
+static __thread void (*growing)(void *ctx);
+static __thread void *growing_ctx;
+
 static bool memory_fails(void)
 {
 	uint64_t n;
@@ -64,6 +67,12 @@ void *__wrap_calloc(size_t n, size_t size)
 
 void *__wrap_realloc(void *p, size_t n)
 {
+	void (*fn)(void *ctx) = p ? growing : NULL;
+
+	if (fn) {
+		growing = NULL;
+		fn(growing_ctx);
+	}
 	return memory_fails() ? NULL : __real_realloc(p, n);
 }
 
@@ -99,6 +108,12 @@ uint64_t fault_memory(uint64_t n, bool for_ever)
 	memory_fail = n;
 	memory_for_ever = for_ever;
 	return calls;
+}
+
+void fault_growing(void (*fn)(void *ctx), void *ctx)
+{
+	growing = fn;
+	growing_ctx = ctx;
 }
 
 void *sim_malloc(size_t n) { return __real_malloc(n); }

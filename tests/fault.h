@@ -109,6 +109,9 @@ uint64_t fault_between(struct fault *f, uint64_t n, enum fault_when when,
  */
 uint64_t fault_memory(uint64_t n, bool for_ever);
 
+/* The next time that this thread has memory made longer, fn runs before. */
+void fault_growing(void (*fn)(void *ctx), void *ctx);
+
 /*
  * Until the same with false: no call of this image and no allocation of this
  * thread fails or counts. For the tests' own questions.

@@ -7,6 +7,7 @@
 #include "fs/fs_priv.h"
 #include "meta/meta_priv.h"
 #include "meta/repair.h"
+#include "tests/fault.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -1359,6 +1360,49 @@ static void a_full_volume_that_was_worn_out_can_be_emptied(void **state)
 	}
 }
 
+/* Values of xattrs, an eighth of the volume of them; or none. */
+static void set_values(struct world *w, uint64_t ino, uint64_t bytes, bool there)
+{
+	static const char value[16000] = "value";
+	char name[16];
+
+	for (uint64_t i = 0; i < bytes / 8 / sizeof(value); i++) {
+		snprintf(name, sizeof(name), "user.%u", (unsigned)i);
+		if (there)
+			OK(fs_setxattr(w->fs, &cred, ino, name, value,
+				       sizeof(value), 0));
+		else
+			OK(fs_removexattr(w->fs, &cred, ino, name));
+	}
+}
+
+static void what_is_free_can_be_had_though_nodes_had_it(void **state)
+{
+	static const uint64_t sizes[] = {2 << 20, 16 << 20, 64 << 20};
+	struct world *w = *state;
+
+	for (size_t i = 0; i < 2 * sizeof(sizes) / sizeof(sizes[0]); i++) {
+		uint64_t bytes = sizes[i / 2], most = bytes / BLOCK / 64 + 8;
+		uint64_t before, ino, free;
+
+		/* With a journal that holds it all, they are gone before a
+		 * checkpoint has seen them. */
+		world_close(w);
+		image_close(w->im);
+		world_make_with(w, bytes, bytes / 4);
+		ino = make(w, ROOT_INO, "f");
+		before = avail(w);
+		set_values(w, ino, bytes, true);
+		if (i % 2)
+			OK(volume_checkpoint(w->v));
+		set_values(w, ino, bytes, false);
+		assert_in_range(avail(w), before - 8, before);
+		free = alloc_free_units(volume_alloc(w->v));
+		assert_in_range(free, before - most, before);
+		OK(fs_fallocate(w->fs, ino, 0, 0, (off_t)(free - free / 16) * BLOCK));
+	}
+}
+
 /* A tree of many nodes, at no cost: many runs that share some blocks. */
 static void many_nodes(struct world *w, const char *name, unsigned runs)
 {
@@ -2098,6 +2142,85 @@ static void a_checkpoint_writes_over_nothing_that_is_needed(void **state)
 	}
 }
 
+/* As many transactions as it takes, each of which gets on. */
+static void a_small_journal_takes_copies_over_what_is_there(void **state)
+{
+	static char buf[20 * BLOCK] = "copied";
+	struct world w = {0};
+	uint64_t from, to;
+
+	(void)state;
+	world_make_with(&w, LARGE_BYTES, LARGE_LEAST);
+	journal_shorten(&w, JOURNAL_MIN_UNITS);
+	from = make(&w, ROOT_INO, "from");
+	to = make(&w, ROOT_INO, "to");
+	OK(fs_write(w.fs, from, buf, sizeof(buf), 0, 0));
+	OK(fs_write(w.fs, to, buf, sizeof(buf), 0, 0));
+	for (unsigned i = 0; i < 2; i++) {
+		/* Each block a run of its own. */
+		for (off_t at = 0; at < (off_t)sizeof(buf); at += 2 * BLOCK) {
+			OK(fs_write(w.fs, from, buf, BLOCK, at, 0));
+			OK(fs_write(w.fs, to, buf + 1, BLOCK, at, 0));
+		}
+		assert_int_equal(fs_copy_file_range(w.fs, from, 0, to, 0, sizeof(buf)),
+				 sizeof(buf));
+	}
+	world_close(&w);
+	image_close(w.im);
+}
+
+/* Each block of the file may be freed in another bitmap. */
+static void a_small_journal_takes_writes_over_many_runs(void **state)
+{
+	static char buf[60 * BLOCK] = "written";
+	struct world w = {0};
+	uint64_t ino;
+
+	(void)state;
+	world_make_with(&w, LARGE_BYTES, LARGE_LEAST);
+	journal_shorten(&w, JOURNAL_MIN_UNITS);
+	ino = make(&w, ROOT_INO, "f");
+	OK(fs_write(w.fs, ino, buf, sizeof(buf), 0, 0));
+	for (off_t at = 0; at < (off_t)sizeof(buf); at += 2 * BLOCK)
+		OK(fs_write(w.fs, ino, buf, BLOCK, at, 0));
+	assert_int_equal(fs_write(w.fs, ino, buf, sizeof(buf), 0, 0), sizeof(buf));
+	world_close(&w);
+	image_close(w.im);
+}
+
+/* Other threads begin transactions, as many as the ring has room for. */
+static void promise_all(void *ctx)
+{
+	struct volume *v = ctx;
+	size_t bytes = v->txn_max + 2 * JOURNAL_UNIT;
+
+	while (atomic_load(&v->ring_free) - (int64_t)bytes >=
+	       (int64_t)v->ring_reserve)
+		OK(ring_promise(v, bytes));
+}
+
+/* An fsync takes the data along just as others begin. */
+static void what_rides_leaves_the_ring_what_is_promised(void **state)
+{
+	struct world *w = *state;
+	struct volume *v;
+	char buf[4 * BLOCK] = "rides";
+	uint64_t ino;
+
+	world_of(w, 1 << 20);
+	v = w->v;
+	ino = make(w, ROOT_INO, "f");
+	OK(volume_checkpoint(v));
+	for (off_t at = 0; at < 12 * BLOCK; at += (off_t)sizeof(buf))
+		OK(fs_write(w->fs, ino, buf, sizeof(buf), at, 0));
+	fault_growing(promise_all, v);
+	OK(fs_fsync(w->fs, ino, false));
+	assert_true(atomic_load(&v->ring_promised) > 0);
+	assert_true(atomic_load(&v->ring_free) >
+		    (int64_t)v->ring_reserve - 2 * JOURNAL_UNIT);
+	ring_unpromise(v, (uint64_t)atomic_load(&v->ring_promised), 0);
+}
+
 /* Where the journal is too small for all bitmaps at once, it takes more often. */
 static void a_small_journal_lets_few_bitmaps_change_at_once(void **state)
 {
@@ -2167,12 +2290,14 @@ int main(void)
 		TEST(a_full_volume_can_be_emptied_and_filled_again),
 		TEST(a_full_volume_that_was_worn_out_can_be_emptied),
 		TEST(large_files_can_be_removed_from_a_full_volume),
+		TEST(what_is_free_can_be_had_though_nodes_had_it),
 		TEST(what_was_set_aside_can_be_written_on_a_full_volume),
 		TEST(a_full_volume_of_600_gib_takes_checkpoints),
 		TEST(a_trim_punches_what_is_free_in_its_range_once),
 		TEST(blocks_that_are_being_punched_are_waited_for),
 		TEST(the_rings_blocks_are_asked_for_at_once),
 		TEST(a_file_without_a_name_waits_for_what_is_freed),
+		TEST(what_rides_leaves_the_ring_what_is_promised),
 		TEST(threads_leave_the_counts_right),
 		TEST(what_is_lost_fails_to_read_until_it_is_written_over),
 		TEST(a_file_of_lost_blocks_alone_is_cut),
@@ -2181,6 +2306,8 @@ int main(void)
 		cmocka_unit_test(lookup_counts_are_exact),
 		cmocka_unit_test(a_checkpoint_writes_over_nothing_that_is_needed),
 		cmocka_unit_test(a_small_journal_lets_few_bitmaps_change_at_once),
+		cmocka_unit_test(a_small_journal_takes_copies_over_what_is_there),
+		cmocka_unit_test(a_small_journal_takes_writes_over_many_runs),
 	};
 	const char *given = getenv("SEED");
 
