@@ -63,6 +63,7 @@ static void freeze(void *ctx)
 	v->riding = (struct held_list){0};
 	ck->node_frees = v->node_frees;
 	v->node_frees = (struct deltas){0};
+	pool_freeze(v);
 }
 
 /* ---- nodes ------------------------------------------------------------------------ */
@@ -183,6 +184,7 @@ static int write_space(struct checkpoint *ck)
 	ck->frozen[TABLE_SPACE] = *tr;
 	ck->nodes[TABLE_SPACE] = tr->dirty;
 	tr->dirty = (struct node_list){0};
+	pool_written_locked(v);
 	/* Any transaction may make room in that list. */
 	frees = v->space_frees;
 	v->space_frees = (struct deltas){0};

@@ -362,6 +362,7 @@ int journal_own_group(struct volume *v, uint64_t gen, const struct deltas *d,
 				  d->v[i].free);
 		if (r)
 			break;
+		pool_changed_locked(v, d->v[i].start, d->v[i].len, d->v[i].free);
 	}
 	*seq = g->seq;
 	*units = round_unit(g->len) / JOURNAL_UNIT;
@@ -630,15 +631,18 @@ int ring_promise(struct volume *v, size_t bytes)
 	int64_t left, need = (int64_t)bytes;
 	uint64_t dirty;
 	bool full;
+	int r;
 
 	if (v->replaying)
 		return 0;
 	for (unsigned tries = 0;; tries++) {
-		int r;
-
 		dirty = atomic_load(&v->dirty_nodes);
 		full = dirty >= v->cache_nodes ||
 		       dirty + atomic_load(&v->touched) >= v->touched_max;
+		r = full || tries >= 4 ? 0 : pool_back(v);
+		if (r && r != -EAGAIN)
+			return r;
+		full = full || r;
 		left = !full || tries >= 4 ? ring_take(v, need) : -1;
 		if (left >= 0)
 			break;

@@ -185,6 +185,9 @@ struct volume {
 	uint64_t joins;			/* of them, for nodes that take a neighbour in */
 	uint64_t changes;		/* prepared so far */
 	uint64_t pool_floor;		/* the last of them are for what frees */
+	uint64_t *changed;		/* a bit for each bitmap this generation changes */
+	uint64_t changed_before;	/* how many the one did that is being written */
+	uint64_t backed;		/* of the pool, at least so many are for them */
 	uint64_t fake_next;
 	uint64_t head_unit;		/* where the next group will stand */
 	uint64_t next_seq;		/* of the next group to be opened */
@@ -229,6 +232,8 @@ struct volume {
 	_Atomic uint64_t dirty_nodes;
 	_Atomic uint64_t touched;	/* bitmaps, by this generation's runs; at most */
 	uint64_t touched_max;		/* then it ends, if the journal is small */
+	_Atomic uint64_t changed_maps;	/* bits in `changed` */
+	_Atomic uint64_t back_at;	/* with so many the pool is looked at */
 	size_t txn_max;			/* bytes one transaction may log */
 	uint64_t ring_reserve;		/* bytes that only checkpoints may use */
 	_Atomic uint64_t n_commits, n_groups, n_flushes, n_checkpoints;
@@ -449,6 +454,7 @@ int txn_del(struct txn *t, enum table table, const struct key *k);
 /* One that cuts up a map shall be ended: what it needs stays within what the
  * reserve has for it. */
 bool txn_cuts_enough(const struct txn *t);
+#define TXN_BITMAPS 64u		/* when it has changed so many, that is */
 /* Take blocks: up to `max` extents; fewer than `n` in all when max is small. */
 int txn_alloc(struct txn *t, uint64_t goal, uint64_t n, struct extent *out,
 	      unsigned max, unsigned *count, uint64_t *got);
@@ -478,6 +484,16 @@ int commit_lock_prepared(struct volume *v, const void *items, unsigned count,
 void txn_thread_done(void);
 int delta_add(struct deltas *d, uint64_t start, uint64_t len, bool free);
 int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool free);
+/* These blocks are taken or freed: what bitmaps change with that in this generation? */
+void pool_changed_locked(struct volume *v, uint64_t start, uint64_t len, bool free);
+/* The generation ends; and its bitmaps have their blocks. */
+void pool_freeze(struct volume *v);
+void pool_written_locked(struct volume *v);
+/* What of the pool is not for this spender's nodes. */
+uint64_t pool_keep_locked(const struct volume *v, enum spend spend);
+/* Has it blocks for the bitmaps that have changed? -EAGAIN: not without a
+ * checkpoint, for the host is full. */
+int pool_back(struct volume *v);
 /* Fill it for the first time: -ENOSPC when the host is full. */
 int pool_open(struct volume *v);
 /* Put n more blocks into the pool. */
@@ -501,7 +517,7 @@ int volume_take_waiting(struct volume *v, uint64_t goal, uint64_t n,
 			struct extent *out, unsigned max, unsigned *count,
 			uint64_t *got, enum spend spend);
 /* How large it shall be, decided when a volume is opened for writing. */
-void reserve_init(struct volume *v);
+int reserve_init(struct volume *v);
 void reserve_top_up(struct volume *v);
 /* The allocator's promise of n blocks more, for whoever counts them in then. */
 int reserve_more(struct volume *v, uint64_t n);

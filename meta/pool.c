@@ -30,11 +30,17 @@
  * what is there.
  * After a crash the blocks that the pool had are free like others; where the
  * host has no more to give, they are found by asking it which ones it has.
+ *
+ * A checkpoint needs a block for each bitmap that its generation has changed, and
+ * of a large volume that may be more than the pool has. So they are counted, the
+ * pool is filled for them by and by (pool_back()), and where the host has no blocks
+ * the generation ends in good time. Half of the floor is for bitmaps in any case.
  */
 #include "meta/meta_priv.h"
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define POOL_BATCH 128u		/* blocks taken at a time */
 #define CUT_ITEMS_MAX 150u
@@ -46,7 +52,7 @@ static uint64_t clamp(uint64_t n, uint64_t min, uint64_t max)
 	return n < min ? min : n > max ? max : n;
 }
 
-void reserve_init(struct volume *v)
+int reserve_init(struct volume *v)
 {
 	uint64_t per = space_per_bitmap(v), bitmaps = (v->blocks + per - 1) / per;
 	uint64_t own = clamp(v->blocks / 128, clamp(v->blocks / 4, 64, 96), 4096);
@@ -57,6 +63,10 @@ void reserve_init(struct volume *v)
 	v->checkpoint_blks = bitmaps + bitmaps / 32 + 4;
 	/* Each item may lead to a leaf of its own, which may have to be split. */
 	v->cut_items = (unsigned)clamp(v->reserve_txns / 2 / 3, 8, CUT_ITEMS_MAX);
+	v->backed = v->pool_floor / 2;
+	atomic_store(&v->back_at, v->pool_floor / 4);
+	v->changed = calloc((bitmaps + 63) / 64, sizeof(*v->changed));
+	return v->changed ? 0 : -ENOMEM;
 }
 
 /* Its parts: for checkpoints, and for what is set aside. */
@@ -343,6 +353,104 @@ int pool_fill(struct volume *v, uint64_t n, enum spend spend)
 	return r;
 }
 
+/* ---- blocks of the pool for bitmaps --------------------------------------------------- */
+
+static bool change(struct volume *v, uint64_t bitmap)
+{
+	uint64_t bit = 1ull << bitmap % 64, *word = &v->changed[bitmap / 64];
+	bool before = *word & bit;
+
+	*word |= bit;
+	return !before;
+}
+
+/* A bitmap of which all is freed needs no block: only the ends of a run count then. */
+void pool_changed_locked(struct volume *v, uint64_t start, uint64_t len, bool free)
+{
+	uint64_t per = space_per_bitmap(v), end = start + len;
+
+	if (!v->changed || !len || end > v->blocks)
+		return;
+	for (uint64_t b = start / per; b * per < end; b++)
+		if ((!free || start > b * per || end < (b + 1) * per) && change(v, b))
+			atomic_fetch_add(&v->changed_maps, 1);
+}
+
+/* With the commit lock: a generation ends. Its bitmaps are still to be written. */
+void pool_freeze(struct volume *v)
+{
+	uint64_t per = space_per_bitmap(v), all = (v->blocks + per - 1) / per;
+
+	memset(v->changed, 0, (all + 63) / 64 * sizeof(*v->changed));
+	v->changed_before = atomic_exchange(&v->changed_maps, 0);
+	atomic_store(&v->back_at, v->pool_floor / 4);
+}
+
+/* For the bitmaps that have changed, and so many more: with leaves of their table. */
+static uint64_t back_want(const struct volume *v, uint64_t more)
+{
+	uint64_t n = atomic_load(&v->changed_maps) + v->changed_before + more;
+	uint64_t leaves = v->checkpoint_blks / 33 + 1;
+
+	return n + (n < leaves ? n : leaves) + 4;
+}
+
+/* With the commit lock: they are. */
+void pool_written_locked(struct volume *v)
+{
+	uint64_t want, least = v->pool_floor / 2;
+
+	v->changed_before = 0;
+	want = back_want(v, 0);
+	if (v->backed > want)
+		v->backed = want;
+	if (v->backed < least)
+		v->backed = least;
+}
+
+uint64_t pool_keep_locked(const struct volume *v, enum spend spend)
+{
+	uint64_t want = back_want(v, 0);
+
+	if (spend == SPEND_CHECKPOINT)
+		return 0;
+	if (want > v->backed)
+		want = v->backed;
+	if (spend < SPEND_FREEING && want < v->pool_floor)
+		want = v->pool_floor;
+	return want;
+}
+
+int pool_back(struct volume *v)
+{
+	uint64_t want, have;
+	int r = 0;
+
+	if (atomic_load(&v->changed_maps) < atomic_load(&v->back_at))
+		return 0;
+	rwlock_read(&v->commit);
+	want = back_want(v, 2 * TXN_BITMAPS);
+	have = v->pool_blks;
+	rwlock_unlock(&v->commit);
+	if (have < want + v->pool_floor / 2)
+		r = pool_fill(v, want + v->pool_floor / 2 - have, SPEND_NONE);
+	if (r == -ENOSPC || r == -EDQUOT) {
+		if (atomic_load(&v->host_full))
+			return -EAGAIN;
+		want = 0;	/* a full volume has its reserve for that */
+	} else if (r) {
+		return r;
+	}
+	rwlock_write(&v->commit);
+	if (v->backed < want)
+		v->backed = want;
+	atomic_store(&v->back_at, atomic_load(&v->changed_maps) + TXN_BITMAPS);
+	rwlock_unlock(&v->commit);
+	return 0;
+}
+
+/* ---- the pool as a whole ------------------------------------------------------------- */
+
 int pool_open(struct volume *v)
 {
 	int r = pool_fill(v, v->pool_floor, SPEND_CHECKPOINT);
@@ -373,8 +481,11 @@ int pool_take(struct volume *v, uint64_t *block)
 /* More than that it does not keep: no file could have it. */
 static uint64_t pool_most(const struct volume *v)
 {
-	return v->pool_floor +
-	       (v->blocks / 64 < POOL_BATCH ? v->blocks / 64 : POOL_BATCH);
+	uint64_t most = v->pool_floor + (v->blocks / 64 < POOL_BATCH ? v->blocks / 64
+								     : POOL_BATCH);
+	uint64_t back = pool_keep_locked(v, SPEND_FREEING) + v->pool_floor / 2;
+
+	return most > back ? most : back;
 }
 
 /* The last block of a freed run into the pool, if the pool is low. */

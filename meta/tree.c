@@ -416,6 +416,7 @@ static struct node *node_make(struct volume *v, struct tree *tr, unsigned level)
 	struct node *n = node_take_locked(v);
 
 	n->self = (struct ptr){block_pop_locked(v), v->next_stamp++, tr->gen};
+	pool_changed_locked(v, n->self.block, 1, false);
 	n->table = (uint8_t)tr->table;
 	n->level = (uint8_t)level;
 	n->dirty = true;
@@ -469,6 +470,7 @@ static void node_drop(struct volume *v, struct tree *tr, struct node *n)
 		node_spare(v, n);
 	} else {
 		delta_add(tr->frees, n->self.block, 1, true);
+		pool_changed_locked(v, n->self.block, 1, true);
 		blocks_pend(v, 1);
 		if (n->dirty) {
 			n->superseded = true;

@@ -196,7 +196,8 @@ bool txn_has_room(const struct txn *t, unsigned items)
 
 bool txn_cuts_enough(const struct txn *t)
 {
-	return t->items + 4 * t->ref_count >= t->v->cut_items;
+	return t->items + 4 * t->ref_count >= t->v->cut_items ||
+	       t->touched >= TXN_BITMAPS;
 }
 
 static int txn_item(struct txn *t, enum journal_item type, enum table table,
@@ -718,6 +719,14 @@ int items_apply_locked(struct volume *v, const struct disk_jitem *ji, unsigned i
 	return r;
 }
 
+static void run_changes(struct volume *v, const struct disk_jitem *ji)
+{
+	le64 run[2];
+
+	memcpy(run, ji->bytes, sizeof(run));
+	pool_changed_locked(v, get64(run[0]), get64(run[1]), ji->type == JITEM_FREE);
+}
+
 /*
  * With the commit lock held: is everything at hand that applying these items
  * needs? -EAGAIN: *miss is to be loaded; -ENOBUFS: *blocks are to be in the pool.
@@ -727,11 +736,13 @@ static int prepare_locked(struct volume *v, const struct disk_jitem *ji,
 			  struct tree_miss *miss, uint64_t *blocks)
 {
 	struct tree_need need;
-	uint64_t keep = spend < SPEND_FREEING ? v->pool_floor : 0, room;
+	uint64_t keep, room;
 	int r;
 
 	tree_need_init_locked(v, &need);
 	for (unsigned i = 0; i < items; i++, ji = item_next(ji)) {
+		if (ji->type == JITEM_TAKE || ji->type == JITEM_FREE)
+			run_changes(v, ji);
 		if (ji->type != JITEM_PUT && ji->type != JITEM_DEL)
 			continue;
 		r = tree_prepare_locked(v, ji, &need, miss);
@@ -745,6 +756,7 @@ static int prepare_locked(struct volume *v, const struct disk_jitem *ji,
 	    deltas_room(&v->space_frees, room) ||
 	    deltas_room(&v->dropped, room) || pool_room_locked(v, room))
 		return -ENOMEM;
+	keep = pool_keep_locked(v, spend);
 	if (!v->readonly && v->pool_blks < need.nodes + keep) {
 		*blocks = need.nodes + keep - v->pool_blks;
 		return -ENOBUFS;

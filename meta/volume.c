@@ -466,6 +466,7 @@ static void volume_free(struct volume *v)
 	free(v->dropped.v);
 	free(v->merging.v);
 	free(v->pool);
+	free(v->changed);
 	rwlock_fini(&v->commit);
 	lock_fini(&v->checkpoint);
 	lock_fini(&v->punch);
@@ -559,7 +560,9 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	v->tail_unit = get64(v->super.tail_unit);
 	atomic_fetch_sub(&v->ring_free, (int64_t)(used * JOURNAL_UNIT));
 	v->written_seq = v->durable_seq = v->attested_seq = v->next_seq - 1;
-	reserve_init(v);
+	r = reserve_init(v);
+	if (r)
+		goto out;
 	repair_bitmaps(v);
 	r = mmp_take(v, msg, msg_len);
 	if (r == 0)

@@ -1682,6 +1682,95 @@ static void the_rings_blocks_are_asked_for_at_once(void **state)
 	world_open(w);
 }
 
+/* A host that is to give no more blocks than it has given. */
+static struct {
+	const struct image_ops *real;
+	struct image_ops ops;
+	bool *has, full;
+} host;
+
+static int host_give(uint64_t off, uint64_t len)
+{
+	for (uint64_t b = off / BLOCK; b * BLOCK < off + len; b++) {
+		if (host.full && !host.has[b])
+			return -ENOSPC;
+		host.has[b] = true;
+	}
+	return 0;
+}
+
+static int host_ensure_given(struct image *im, uint64_t off, uint64_t len)
+{
+	int r = host_give(off, len);
+
+	return r ? r : host.real->ensure(im, off, len);
+}
+
+static int host_pwrite(struct image *im, const void *buf, size_t len, uint64_t off)
+{
+	int r = host_give(off, len);
+
+	return r ? r : host.real->pwrite(im, buf, len, off);
+}
+
+static int host_mapped(struct image *im, uint64_t *off, uint64_t *len)
+{
+	uint64_t b = *off / BLOCK, blocks = im->bytes / BLOCK, end;
+
+	while (b < blocks && !host.has[b])
+		b++;
+	for (end = b; end < blocks && host.has[end]; end++)
+		;
+	*off = b * BLOCK;
+	*len = (end - b) * BLOCK;
+	return b < blocks ? 0 : -ENOENT;
+}
+
+/* In each bitmap all but a block is freed: a checkpoint has to write each. */
+static void a_full_host_lets_blocks_of_many_bitmaps_be_freed(void **state)
+{
+	const off_t bytes = 128ll << 30, piece = 128 << 20, used = bytes / 8 * 7;
+	const struct disk_super *s;
+	struct world *w = *state;
+	uint64_t ino;
+
+	world_of(w, (uint64_t)bytes);
+	s = volume_super(w->v);
+	host.has = calloc((size_t)(bytes / BLOCK), 1);
+	assert_non_null(host.has);
+	host.real = w->im->ops;
+	host.ops = *w->im->ops;
+	host.ops.ensure = host_ensure_given;
+	host.ops.pwrite = host_pwrite;
+	host.ops.mapped = host_mapped;
+	OK(host_give(0, get64(s->journal_block) * BLOCK +
+				get64(s->journal_units) * JOURNAL_UNIT));
+	world_close(w);
+	w->im->ops = &host.ops;
+	world_open(w);
+	ino = make(w, ROOT_INO, "f");
+	OK(fs_fallocate(w->fs, ino, 0, 0, used));
+	/* All that will be free and is the host's already. */
+	for (off_t at = 0; at < used; at += piece)
+		OK(fs_write(w->fs, ino, "data", 4, at + BLOCK, 0));
+	world_again(w);
+	ino = find(w, ROOT_INO, "f");
+	host.full = true;
+	for (off_t at = 0; at < used; at += piece)
+		OK(fs_fallocate(w->fs, ino,
+				FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				at + BLOCK, piece - BLOCK));
+	OK(volume_checkpoint(w->v));
+	world_again(w);
+	assert_int_equal(stat_of(w, find(w, ROOT_INO, "f")).st_blocks,
+			 used / piece * BLOCK / 512);
+	host.full = false;
+	world_close(w);
+	w->im->ops = host.real;
+	free(host.has);
+	world_open(w);
+}
+
 /* Somebody has begun to free a file, and takes his time. */
 static void *free_slowly(void *arg)
 {
@@ -2296,6 +2385,7 @@ int main(void)
 		TEST(a_trim_punches_what_is_free_in_its_range_once),
 		TEST(blocks_that_are_being_punched_are_waited_for),
 		TEST(the_rings_blocks_are_asked_for_at_once),
+		TEST(a_full_host_lets_blocks_of_many_bitmaps_be_freed),
 		TEST(a_file_without_a_name_waits_for_what_is_freed),
 		TEST(what_rides_leaves_the_ring_what_is_promised),
 		TEST(threads_leave_the_counts_right),
