@@ -200,7 +200,8 @@ static bool in_list(const char *const *list, const char *name)
 	return false;
 }
 
-/* What fstab and mount(8) say to themselves, or what is so anyway. */
+/* What fstab and mount(8) say to themselves, or what is so anyway. To remount,
+ * mount(8) hands back what /proc/mounts says. */
 static bool option_ignored(const char *name)
 {
 	static const char *const list[] = {
@@ -211,7 +212,8 @@ static bool option_ignored(const char *name)
 
 	return in_list(list, name) || !strncmp(name, "x-", 2) ||
 	       !strncmp(name, "X-", 2) || !strncmp(name, "comment=", 8) ||
-	       !strncmp(name, "subtype=", 8);
+	       !strncmp(name, "subtype=", 8) ||
+	       !strncmp(name, "user_id=", 8) || !strncmp(name, "group_id=", 9);
 }
 
 static bool option_kernel(struct options *o, const char *name)
