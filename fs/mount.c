@@ -573,13 +573,16 @@ static uint32_t init_offered, init_offered2;
 static bool init_export;
 static struct mount *init_ring;		/* requests are to come over io_uring */
 
-/* SETXATTR with the longer header, which we asked for: cut back to the short. */
+/* SETXATTR with the longer header, which we ask for where there is one (Linux
+ * 5.13): cut back to the short. */
 static ssize_t wire_setxattr(struct fuse_in_header *in, ssize_t n)
 {
 	struct fuse_setxattr_in *arg = (void *)(in + 1);
 	const size_t extra = sizeof(*arg) - FUSE_COMPAT_SETXATTR_IN_SIZE;
 	char *rest = (char *)arg + sizeof(*arg);
 
+	if (!(init_offered & FUSE_SETXATTR_EXT))
+		return n;
 	face_extra.kill_sgid = arg->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID;
 	memmove(rest - extra, rest, (size_t)n - (size_t)(rest - (char *)in));
 	in->len -= (uint32_t)extra;
