@@ -166,14 +166,11 @@ int attr_apply(struct txn *t, struct fs *fs, struct inode *ip, int what,
 
 	if (!a)
 		return -ENOMEM;
-	if (what & (FS_SET_UID | FS_SET_GID)) {
+	if (what & (FS_SET_UID | FS_SET_GID | FS_SET_KILL_SUID))
 		err = attr_kill_priv(t, ip);
-		if (!err && !S_ISDIR(ip->a.mode))
-			err = attr_kill_caps(t, fs, ip);
-	}
-	if (!err && (what & FS_SET_KILL_SUID))
-		err = attr_kill_priv(t, ip);
-	if (!err && (what & FS_SET_SIZE))
+	/* once: what the transaction has removed is still found */
+	if (!err && (what & (FS_SET_UID | FS_SET_GID | FS_SET_SIZE)) &&
+	    !S_ISDIR(ip->a.mode))
 		err = attr_kill_caps(t, fs, ip);
 	if (!err && (what & FS_SET_MODE))
 		err = acl_chmod(t, fs, ip, st->st_mode);

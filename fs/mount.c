@@ -200,7 +200,8 @@ static bool in_list(const char *const *list, const char *name)
 	return false;
 }
 
-/* What fstab and mount(8) say to themselves, or what is so anyway. */
+/* What fstab and mount(8) say to themselves, or what is so anyway. To remount,
+ * mount(8) hands back what /proc/mounts says. */
 static bool option_ignored(const char *name)
 {
 	static const char *const list[] = {
@@ -211,7 +212,8 @@ static bool option_ignored(const char *name)
 
 	return in_list(list, name) || !strncmp(name, "x-", 2) ||
 	       !strncmp(name, "X-", 2) || !strncmp(name, "comment=", 8) ||
-	       !strncmp(name, "subtype=", 8);
+	       !strncmp(name, "subtype=", 8) ||
+	       !strncmp(name, "user_id=", 8) || !strncmp(name, "group_id=", 9);
 }
 
 static bool option_kernel(struct options *o, const char *name)
@@ -515,6 +517,8 @@ struct mount {
 	unsigned running;
 	bool relieved;			/* the thread runs */
 	bool ringed;			/* there is a ring */
+	dev_t dev;			/* the mount's number */
+	bool elsewhere;			/* cut off, but not from its directory */
 };
 
 static int open_volume(struct mount *m)
@@ -569,13 +573,16 @@ static uint32_t init_offered, init_offered2;
 static bool init_export;
 static struct mount *init_ring;		/* requests are to come over io_uring */
 
-/* SETXATTR with the longer header, which we asked for: cut back to the short. */
+/* SETXATTR with the longer header, which we ask for where there is one (Linux
+ * 5.13): cut back to the short. */
 static ssize_t wire_setxattr(struct fuse_in_header *in, ssize_t n)
 {
 	struct fuse_setxattr_in *arg = (void *)(in + 1);
 	const size_t extra = sizeof(*arg) - FUSE_COMPAT_SETXATTR_IN_SIZE;
 	char *rest = (char *)arg + sizeof(*arg);
 
+	if (!(init_offered & FUSE_SETXATTR_EXT))
+		return n;
 	face_extra.kill_sgid = arg->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID;
 	memmove(rest - extra, rest, (size_t)n - (size_t)(rest - (char *)in));
 	in->len -= (uint32_t)extra;
@@ -1132,17 +1139,25 @@ static void bdi_set(const struct statx *st, const char *name, unsigned value)
 	fclose(f);
 }
 
+/* The number is asked for alone: that is no request to us. */
+static bool dir_stat(const struct mount *m, struct statx *st)
+{
+	return !statx(AT_FDCWD, m->o->dir, AT_STATX_DONT_SYNC, 0, st);
+}
+
 /*
  * Root may let the kernel read ahead further than its default, and keep dirty
  * pages as it does for every other file system: a FUSE mount else gets a
- * hundredth of them, and whoever writes beside a stream is held up. The number is
- * asked for alone: that is no request to us.
+ * hundredth of them, and whoever writes beside a stream is held up.
  */
-static void tune_bdi(const struct mount *m)
+static void tune_bdi(struct mount *m)
 {
 	struct statx st;
 
-	if (geteuid() || statx(AT_FDCWD, m->o->dir, AT_STATX_DONT_SYNC, 0, &st))
+	if (!dir_stat(m, &st))
+		return;
+	m->dev = makedev(st.stx_dev_major, st.stx_dev_minor);
+	if (geteuid())
 		return;
 	bdi_set(&st, "read_ahead_kb", READ_AHEAD_KB);
 	bdi_set(&st, "strict_limit", 0);
@@ -1171,14 +1186,28 @@ static int run_fusermount(const char *dir)
 	return status ? -1 : 0;
 }
 
+/* Not after umount -l, for one, while somebody still uses it: then it has no place,
+ * and what stands there now is not ours to unmount. */
+static bool in_place(const struct mount *m)
+{
+	struct statx st;
+
+	return dir_stat(m, &st) &&
+	       makedev(st.stx_dev_major, st.stx_dev_minor) == m->dev;
+}
+
 /* The kernel's dirty pages, while the workers can still take them. */
-static void sync_mount(const char *dir)
+static void sync_mount(const struct mount *m)
 {
 	int fd;
 
-	if (waiter_sync())
+	if (waiter_sync(m->elsewhere))
 		return;
-	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (m->elsewhere) {
+		sync();
+		return;
+	}
+	fd = open(m->o->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return;
 	syncfs(fd);
@@ -1190,6 +1219,8 @@ static bool unmount(const struct mount *m)
 {
 	int err;
 
+	if (!in_place(m))
+		return fuse_session_exited(m->se);
 	if (geteuid())
 		err = run_fusermount(m->o->dir);
 	else if (!waiter_unmount(&err))
@@ -1206,8 +1237,9 @@ static void run(struct mount *m, const sigset_t *signals)
 			continue;
 		if (unmount(m))
 			continue;	/* the workers will say when */
+		m->elsewhere = !in_place(m);
 		message(m->o, "told to end while busy: unmounted all the same");
-		sync_mount(m->o->dir);
+		sync_mount(m);
 		break;
 	}
 }
@@ -1274,7 +1306,8 @@ static int serve_mount(struct options *o, int tell)
 	}
 	if (m.se) {
 		stop(&m);
-		fuse_session_unmount(m.se);
+		if (!m.elsewhere)
+			fuse_session_unmount(m.se);
 		fuse_session_destroy(m.se);
 	}
 	waiter_end();

@@ -34,6 +34,7 @@ struct call {
 		CALL_ATTACH,		/* a descriptor comes with it */
 		CALL_FLUSH,
 		CALL_SYNC,
+		CALL_SYNC_ALL,
 		CALL_UNMOUNT,
 	} kind;
 	uint64_t ino;
@@ -98,6 +99,9 @@ static int make(const struct call *c)
 		return flush(c);
 	case CALL_SYNC:
 		return sync_dir();
+	case CALL_SYNC_ALL:
+		sync();
+		return 0;
 	case CALL_UNMOUNT:
 		return umount2(waiter.dir, UMOUNT_NOFOLLOW) ? -errno : 0;
 	default:
@@ -260,9 +264,9 @@ bool waiter_flush(uint64_t ino, int64_t off, int64_t len)
 	return waiting.attached && call(&c, -1, &err);
 }
 
-bool waiter_sync(void)
+bool waiter_sync(bool all)
 {
-	const struct call c = {.kind = CALL_SYNC};
+	const struct call c = {.kind = all ? CALL_SYNC_ALL : CALL_SYNC};
 	int err;
 
 	return call(&c, -1, &err);

@@ -26,8 +26,9 @@ void waiter_attach(int fuse_fd);
 /* Any thread may call these, one is made at a time. False: it was not made. */
 /* Write out and drop what the kernel has of [off, off + len); len 0: to the end. */
 bool waiter_flush(uint64_t ino, int64_t off, int64_t len);
-/* Write out all that the kernel has. */
-bool waiter_sync(void);
+/* Write out all that the kernel has of the mount; `all`: of every file system, for
+ * who can't name the mount by its directory. */
+bool waiter_sync(bool all);
 /* *err: 0, or -errno, as -EBUSY. */
 bool waiter_unmount(int *err);
 

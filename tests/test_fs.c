@@ -565,6 +565,20 @@ static void chown_and_writes_take_privileges(void **state)
 	assert_int_equal(st.st_mode & 07777, 0755);
 }
 
+static void an_owner_and_a_size_take_capabilities_once(void **state)
+{
+	struct stat st = {.st_uid = 5, .st_size = 10};
+	struct world *w = *state;
+	uint64_t ino = make(w, ROOT_INO, "f");
+
+	OK(fs_setxattr(w->fs, &cred, ino, "user.kept", "x", 1, 0));
+	OK(fs_setxattr(w->fs, &cred, ino, "security.capability", "x", 1, 0));
+	OK(fs_setattr(w->fs, ino, FS_SET_UID | FS_SET_SIZE, &st));
+	assert_int_equal(fs_getxattr(w->fs, ino, "security.capability", NULL, 0),
+			 -ENODATA);
+	assert_int_equal(fs_getxattr(w->fs, ino, "user.kept", NULL, 0), 1);
+}
+
 static void flags_forbid(void **state)
 {
 	struct world *w = *state;
@@ -2364,6 +2378,7 @@ int main(void)
 		TEST(a_listing_names_what_cannot_be_read),
 		TEST(a_setgid_directory_hands_its_group_on),
 		TEST(chown_and_writes_take_privileges),
+		TEST(an_owner_and_a_size_take_capabilities_once),
 		TEST(flags_forbid),
 		TEST(an_append_only_file_gets_nothing_but_what_is_new),
 		TEST(what_is_appended_may_come_in_any_order),

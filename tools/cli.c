@@ -4,6 +4,7 @@
 #include "meta/meta.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <signal.h>
@@ -19,10 +20,24 @@ const char *cli_program = "spaceweave";
 /* The progress line on the terminal, to be wiped before anything else is said. */
 static bool line_shown;
 
+/*
+ * Who is called without one of the first three descriptors would open the image as
+ * that one, and say to the image what is for a terminal. What is written to these
+ * still fails.
+ */
+static void hold_standard(void)
+{
+	for (int fd = 0; fd < 3; fd++)
+		if (fcntl(fd, F_GETFD) < 0 &&
+		    open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
+			_exit(127);
+}
+
 void cli_init(const char *argv0)
 {
 	const char *slash;
 
+	hold_standard();
 	if (!argv0 || !*argv0)
 		return;
 	slash = strrchr(argv0, '/');

@@ -73,6 +73,19 @@ mount.spaceweave image full -o nonempty
 same "$(cat full/kept)" kept
 spaceweave umount full
 
+# ---- without standard output and error: what is said goes nowhere, not into the image
+cp image silent
+timeout -k 5 30 mount.spaceweave silent "$mnt" <&- >&- 2>&- || fail "status $?"
+head -c 8K /dev/zero | tr '\0' x >"$mnt/spoilt"
+spaceweave umount "$mnt"
+LC_ALL=C sed -i s/xxxxxxxx/yxxxxxxx/g silent
+mount.spaceweave -f silent "$mnt" >&- 2>&- &
+until is_mounted "$mnt"; do sleep 0.01; done
+if cat "$mnt/spoilt" >out 2>err; then fail "a spoilt block was read"; fi
+kill -KILL $! && wait $! || true
+umount -l "$mnt" 2>/dev/null || fusermount3 -uz "$mnt"
+same "$(head -c 8 silent)" PACEWAVE
+
 # ---- versions and features that are not known
 damage=$helpers/../fsck/damage
 for what in version incompat ro_compat compat; do

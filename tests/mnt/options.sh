@@ -112,6 +112,12 @@ if [ "$(id -u)" = 0 ] && [ ! -e /sbin/mount.spaceweave ] && [ ! -e /sbin/mount.f
 		ln -s "$work/root/usr/sbin/mount.spaceweave" "/sbin/mount.$t"
 		mount -t $t "$image" "$mnt" -o noatime || fail "mount -t $t"
 		grep -q "^$image $mnt fuse.spaceweave .*noatime" /proc/mounts || fail "mount -t $t: $(grep "$mnt" /proc/mounts)"
+		if [ $t = fuse.spaceweave ]; then	# as the kernel calls it
+			mount -o remount,ro "$mnt" || fail "mount -o remount,ro"
+			if touch "$mnt/x" 2>/dev/null; then fail "remounted ro, but not"; fi
+			mount -o remount,rw "$mnt" || fail "mount -o remount,rw"
+			touch "$mnt/x"
+		fi
 		umount "$mnt"
 		echo "$image $mnt $t rw,noatime,commit=3,nofail,x-y=z 0 2" >"$work/fstab"
 		mount -T "$work/fstab" "$mnt" || fail "fstab, $t"

@@ -113,6 +113,23 @@ umount -l "$mnt" 2>/dev/null || true
 start
 same "$(cat "$mnt/busy")" before "SIGTERM while busy"
 
+# even without a place: what is mounted there since stays
+pid=$(daemon_pid)
+exec 9>"$mnt/busy"
+spaceweave umount -l "$mnt"
+mkfs.spaceweave -q "$work/other" 16M
+mount.spaceweave "$work/other" "$mnt"
+exec 8>"$mnt/other"
+echo later >&9
+kill -TERM "$pid"
+gone
+is_mounted "$mnt" || fail "SIGTERM after umount -l has unmounted another"
+exec 9>&- || true
+exec 8>&-
+stop
+start
+same "$(cat "$mnt/busy")" later "SIGTERM after umount -l"
+
 # killed: the next mount has it at once
 pid=$(daemon_pid)
 echo synced >"$mnt/synced"
