@@ -31,6 +31,9 @@
  *   child TABLE N BLOCK              let the Nth pointer of the lowest inner node
  *                                    lead to another block
  *   child-swap TABLE N M             let two of them change places
+ *   blind LEVELS                     whole nodes in the last blocks, to which nobody
+ *                                    leads; each leads to the next one below it many
+ *                                    times, the lowest to nothing
  *   bitmap N                         spoil a bitmap
  *   space N FIELD VALUE              block free csum, of a bitmap's item; in
  *                                    place, in the node
@@ -890,6 +893,45 @@ static void spoil_group(unsigned n)
 	spoil(off + sizeof(g));
 }
 
+static void make_blind(unsigned levels)
+{
+	enum { WIDTH = 60 };
+	struct disk_ptr below = {0};
+	struct disk_super s;
+	unsigned slot;
+	char msg[100];
+	uint64_t block;
+	size_t size;
+
+	must("super", super_load(im, &s, &slot, msg, sizeof(msg)));
+	size = (size_t)1 << get32(s.block_shift);
+	block = get64(s.blocks) - 1;
+	for (unsigned l = 1; l <= levels; l++) {
+		struct disk_item it = {put16(17), put16(sizeof(below))};
+		size_t bytes = sizeof(it) + 17 + sizeof(below), heap = size;
+		struct disk_node *d = calloc(1, size);
+
+		d->magic = put32(NODE_MAGIC);
+		d->level = (uint8_t)l;
+		d->count = put16(WIDTH);
+		d->self = (struct disk_ptr){put64(--block), put64(l), s.gen};
+		for (unsigned i = 0; i < WIDTH; i++) {
+			uint8_t *at = (uint8_t *)d + (heap -= bytes);
+			struct key k = num_key(ROOT_INO + i, KEY_MAP, 0);
+
+			((le16 *)(d + 1))[i] = put16((uint16_t)heap);
+			memcpy(at, &it, sizeof(it));
+			memcpy(at + sizeof(it), k.b, k.len);
+			memcpy(at + sizeof(it) + k.len, &below, sizeof(below));
+		}
+		d->heap = put16((uint16_t)heap);
+		d->csum = put64(checksum(d, size));
+		must("write", image_pwrite(im, d, size, block * size));
+		below = d->self;
+		free(d);
+	}
+}
+
 static void make_dirty(unsigned n)
 {
 	static const struct volume_repair none;
@@ -1213,6 +1255,8 @@ static bool image_command(const char *c, int n, char **a)
 		super_field(slot, a[1], n > 2 ? a[2] : "0");
 	} else if (!strcmp(c, "group") && n == 1) {
 		spoil_group((unsigned)number(a[0]));
+	} else if (!strcmp(c, "blind") && n == 1) {
+		make_blind((unsigned)number(a[0]));
 	} else if (!strcmp(c, "truncate") && n == 1) {
 		must("truncate", im->ops->resize(im, number(a[0])));
 	} else {
