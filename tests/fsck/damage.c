@@ -51,6 +51,8 @@
  *   rewrite NAME N K M               a file of N / K blocks, each written K times,
  *                                    each time durable in the journal, a checkpoint
  *                                    after each M, and a crash
+ *   freed PATH BLK                   the journal frees the run's blocks, but it stays
+ *                                    in the map; and a crash
  *   truncate BYTES                   of the image
  *
  * These break nothing, but fail if it is not so, or print:
@@ -982,6 +984,30 @@ static void rewrite(const char *name, unsigned n, unsigned k, unsigned m)
 	image_close(im);
 }
 
+static void freed(const char *file, uint64_t blk)
+{
+	static const struct volume_repair none;
+	uint8_t val[VALUE_MAX];
+	struct inode *ip;
+	struct txn *x;
+	struct key k;
+	size_t len;
+
+	open_with(&none, false);
+	k = num_key(ino_of(file), KEY_MAP, blk);
+	item_get(TABLE_FILES, &k, val, sizeof(val), &len);
+	must(file, inode_get(v, ino_of(file), &ip));
+	rwlock_write(&ip->lock);
+	must("begin", txn_begin(v, TXN_NORMAL, &x));
+	must("cut", map_cut(x, ip, blk, blk + map_len((void *)val)));
+	must("commit", txn_commit(x));
+	done(ip);
+	item_put(TABLE_FILES, &k, val, len);
+	must("sync", volume_sync(v));
+	volume_abandon(v);
+	image_close(im);
+}
+
 static void busy(const char *file, int ms)
 {
 	static const struct volume_repair none;
@@ -1289,6 +1315,10 @@ int main(int argc, char **argv)
 	if (!strcmp(c, "rewrite") && argc == 4) {
 		rewrite(argv[0], (unsigned)number(argv[1]),
 			(unsigned)number(argv[2]), (unsigned)number(argv[3]));
+		return 0;
+	}
+	if (!strcmp(c, "freed") && argc == 2) {
+		freed(argv[0], number(argv[1]));
 		return 0;
 	}
 	if (!strcmp(c, "busy") && argc == 2) {
