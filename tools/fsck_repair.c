@@ -665,12 +665,14 @@ static int open_for_repair(struct fsck *f, const struct runs *claim,
 
 /*
  * An inode without an entry may get the one back that an index still names:
- * so those come first, and lost+found takes what is left in the next round.
+ * so those come first, and lost+found takes what is left in the next round. Of a
+ * directory that is made anew they are not looked at before that.
  */
 static bool entries_come_back(const struct repairs *rs)
 {
 	for (size_t i = 0; i < rs->count; i++)
-		if (rs->v[i].kind == REPAIR_INDEX_ENTRY)
+		if (rs->v[i].kind == REPAIR_INDEX_ENTRY ||
+		    (rs->v[i].kind == REPAIR_INODE && S_ISDIR(rs->v[i].a)))
 			return true;
 	return false;
 }
