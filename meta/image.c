@@ -348,19 +348,24 @@ static int image_wrap(int fd, const char *path, enum image_mode mode,
 	return 0;
 }
 
-static int image_open_flags(const char *path, int flags, enum image_mode mode,
-			    struct image **out)
+static int image_get(const char *path, int flags, enum image_mode mode,
+		     struct image **out)
 {
 	struct stat st;
-	int fd, r;
+	int fd;
 
 	/* A device that somebody has mounted refuses O_EXCL. */
 	if (mode == IMAGE_WRITE && stat(path, &st) == 0 && S_ISBLK(st.st_mode))
 		flags = (flags & ~O_CREAT) | O_EXCL;
 	fd = open(path, flags | O_CLOEXEC | O_NONBLOCK, 0666);
-	if (fd < 0)
-		return -errno;
-	r = image_wrap(fd, path, mode, out);
+	return fd < 0 ? -errno : image_wrap(fd, path, mode, out);
+}
+
+static int image_open_flags(const char *path, int flags, enum image_mode mode,
+			    struct image **out)
+{
+	int r = image_get(path, flags, mode, out);
+
 	if (r)
 		return r;
 	r = mode == IMAGE_PEEK ? 0 : mmp_watch(*out);
@@ -375,6 +380,16 @@ int image_open(const char *path, enum image_mode mode, struct image **out)
 {
 	return image_open_flags(path, mode == IMAGE_WRITE ? O_RDWR : O_RDONLY,
 				mode, out);
+}
+
+int image_released(const char *path)
+{
+	struct image *im;
+	int r = image_get(path, O_RDONLY, IMAGE_READ, &im);
+
+	if (r == 0)
+		image_close(im);
+	return r;
 }
 
 int image_create(const char *path, struct image **out)

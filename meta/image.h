@@ -157,6 +157,10 @@ enum image_mode {
  */
 int image_open(const char *path, enum image_mode mode, struct image **out);
 
+/* 0 when nobody on this host has it open for writing, else -EBUSY. Other hosts'
+ * heartbeats are not waited for. */
+int image_released(const char *path);
+
 /* Create or open for mkfs: as IMAGE_WRITE; a file that is not there is made. */
 int image_create(const char *path, struct image **out);
 

@@ -616,7 +616,7 @@ int space_discard(struct volume *v, uint64_t start, uint64_t len);
 
 /* ---- repair.c: as volume_options.repair says, while a volume opens ---- */
 /* Before the bitmaps are read, after, and once blocks can be allocated. */
-void repair_bitmaps(struct volume *v);
+int repair_bitmaps(struct volume *v);
 int repair_space(struct volume *v);
 int repair_nodes(struct volume *v);
 

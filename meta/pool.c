@@ -353,104 +353,6 @@ int pool_fill(struct volume *v, uint64_t n, enum spend spend)
 	return r;
 }
 
-/* ---- blocks of the pool for bitmaps --------------------------------------------------- */
-
-static bool change(struct volume *v, uint64_t bitmap)
-{
-	uint64_t bit = 1ull << bitmap % 64, *word = &v->changed[bitmap / 64];
-	bool before = *word & bit;
-
-	*word |= bit;
-	return !before;
-}
-
-/* A bitmap of which all is freed needs no block: only the ends of a run count then. */
-void pool_changed_locked(struct volume *v, uint64_t start, uint64_t len, bool free)
-{
-	uint64_t per = space_per_bitmap(v), end = start + len;
-
-	if (!v->changed || !len || end > v->blocks)
-		return;
-	for (uint64_t b = start / per; b * per < end; b++)
-		if ((!free || start > b * per || end < (b + 1) * per) && change(v, b))
-			atomic_fetch_add(&v->changed_maps, 1);
-}
-
-/* With the commit lock: a generation ends. Its bitmaps are still to be written. */
-void pool_freeze(struct volume *v)
-{
-	uint64_t per = space_per_bitmap(v), all = (v->blocks + per - 1) / per;
-
-	memset(v->changed, 0, (all + 63) / 64 * sizeof(*v->changed));
-	v->changed_before = atomic_exchange(&v->changed_maps, 0);
-	atomic_store(&v->back_at, v->pool_floor / 4);
-}
-
-/* For the bitmaps that have changed, and so many more: with leaves of their table. */
-static uint64_t back_want(const struct volume *v, uint64_t more)
-{
-	uint64_t n = atomic_load(&v->changed_maps) + v->changed_before + more;
-	uint64_t leaves = v->checkpoint_blks / 33 + 1;
-
-	return n + (n < leaves ? n : leaves) + 4;
-}
-
-/* With the commit lock: they are. */
-void pool_written_locked(struct volume *v)
-{
-	uint64_t want, least = v->pool_floor / 2;
-
-	v->changed_before = 0;
-	want = back_want(v, 0);
-	if (v->backed > want)
-		v->backed = want;
-	if (v->backed < least)
-		v->backed = least;
-}
-
-uint64_t pool_keep_locked(const struct volume *v, enum spend spend)
-{
-	uint64_t want = back_want(v, 0);
-
-	if (spend == SPEND_CHECKPOINT)
-		return 0;
-	if (want > v->backed)
-		want = v->backed;
-	if (spend < SPEND_FREEING && want < v->pool_floor)
-		want = v->pool_floor;
-	return want;
-}
-
-int pool_back(struct volume *v)
-{
-	uint64_t want, have;
-	int r = 0;
-
-	if (atomic_load(&v->changed_maps) < atomic_load(&v->back_at))
-		return 0;
-	rwlock_read(&v->commit);
-	want = back_want(v, 2 * TXN_BITMAPS);
-	have = v->pool_blks;
-	rwlock_unlock(&v->commit);
-	if (have < want + v->pool_floor / 2)
-		r = pool_fill(v, want + v->pool_floor / 2 - have, SPEND_NONE);
-	if (r == -ENOSPC || r == -EDQUOT) {
-		if (atomic_load(&v->host_full))
-			return -EAGAIN;
-		want = 0;	/* a full volume has its reserve for that */
-	} else if (r) {
-		return r;
-	}
-	rwlock_write(&v->commit);
-	if (v->backed < want)
-		v->backed = want;
-	atomic_store(&v->back_at, atomic_load(&v->changed_maps) + TXN_BITMAPS);
-	rwlock_unlock(&v->commit);
-	return 0;
-}
-
-/* ---- the pool as a whole ------------------------------------------------------------- */
-
 int pool_open(struct volume *v)
 {
 	int r = pool_fill(v, v->pool_floor, SPEND_CHECKPOINT);
@@ -547,4 +449,100 @@ void pool_keep(struct volume *v, struct deltas *l)
 		while (low && l->v[i].free && l->v[i].own && l->v[i].len)
 			low = keep_last_locked(v, &l->v[i]);
 	rwlock_unlock(&v->commit);
+}
+
+/* ---- blocks of the pool for bitmaps --------------------------------------------------- */
+
+static bool change(struct volume *v, uint64_t bitmap)
+{
+	uint64_t bit = 1ull << bitmap % 64, *word = &v->changed[bitmap / 64];
+	bool before = *word & bit;
+
+	*word |= bit;
+	return !before;
+}
+
+/* A bitmap of which all is freed needs no block: only the ends of a run count then. */
+void pool_changed_locked(struct volume *v, uint64_t start, uint64_t len, bool free)
+{
+	uint64_t per = space_per_bitmap(v), end = start + len;
+
+	if (!v->changed || !len || end > v->blocks)
+		return;
+	for (uint64_t b = start / per; b * per < end; b++)
+		if ((!free || start > b * per || end < (b + 1) * per) && change(v, b))
+			atomic_fetch_add(&v->changed_maps, 1);
+}
+
+/* With the commit lock: a generation ends. Its bitmaps are still to be written. */
+void pool_freeze(struct volume *v)
+{
+	uint64_t per = space_per_bitmap(v), all = (v->blocks + per - 1) / per;
+
+	memset(v->changed, 0, (all + 63) / 64 * sizeof(*v->changed));
+	v->changed_before = atomic_exchange(&v->changed_maps, 0);
+	atomic_store(&v->back_at, v->pool_floor / 4);
+}
+
+/* For the bitmaps that have changed, and so many more: with leaves of their table. */
+static uint64_t back_want(const struct volume *v, uint64_t more)
+{
+	uint64_t n = atomic_load(&v->changed_maps) + v->changed_before + more;
+	uint64_t leaves = v->checkpoint_blks / 33 + 1;
+
+	return n + (n < leaves ? n : leaves) + 4;
+}
+
+/* With the commit lock: they are. */
+void pool_written_locked(struct volume *v)
+{
+	uint64_t want, least = v->pool_floor / 2;
+
+	v->changed_before = 0;
+	want = back_want(v, 0);
+	if (v->backed > want)
+		v->backed = want;
+	if (v->backed < least)
+		v->backed = least;
+}
+
+uint64_t pool_keep_locked(const struct volume *v, enum spend spend)
+{
+	uint64_t want = back_want(v, 0);
+
+	if (spend == SPEND_CHECKPOINT)
+		return 0;
+	if (want > v->backed)
+		want = v->backed;
+	if (spend < SPEND_FREEING && want < v->pool_floor)
+		want = v->pool_floor;
+	return want;
+}
+
+int pool_back(struct volume *v)
+{
+	uint64_t want, have;
+	int r = 0;
+
+	if (atomic_load(&v->changed_maps) < atomic_load(&v->back_at))
+		return 0;
+	rwlock_read(&v->commit);
+	want = back_want(v, 2 * TXN_BITMAPS);
+	have = v->pool_blks;
+	rwlock_unlock(&v->commit);
+	if (have < want + v->pool_floor / 2)
+		r = pool_fill(v, want + v->pool_floor / 2 - have, SPEND_NONE);
+	if (r == -ENOSPC || r == -EDQUOT) {
+		if (atomic_load(&v->host_full))
+			return -EAGAIN;
+		want = 0;	/* a full volume has its reserve for that */
+	} else if (r) {
+		return r;
+	}
+	rwlock_write(&v->commit);
+	if (v->backed < want)
+		v->backed = want;
+	atomic_store(&v->back_at, atomic_load(&v->changed_maps) + TXN_BITMAPS);
+	rwlock_unlock(&v->commit);
+	return 0;
 }

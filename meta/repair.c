@@ -3,6 +3,8 @@
 #include "meta/meta_priv.h"
 #include "meta/repair.h"
 
+#include <string.h>
+
 static int key_copy(struct key *k, const void *key, size_t klen)
 {
 	if (klen > KEY_MAX)
@@ -35,18 +37,45 @@ int repair_get(struct volume *v, enum table table, const void *key, size_t klen,
 	return tree_lookup(v, table, key, klen, val, cap, vlen);
 }
 
-void repair_bitmaps(struct volume *v)
+/* What the journal frees of a run that has an owner is not freed. */
+static int keep_used(struct deltas *d, const struct extent *e)
 {
-	struct tree *tr = &v->trees[TABLE_SPACE];
+	uint64_t end = e->start + e->len;
+	int r = 0;
 
-	if (!v->opt.repair || !v->opt.repair->bitmaps_anew)
-		return;
+	for (size_t i = 0; i < d->count && r == 0; i++) {
+		struct delta f = d->v[i];
+
+		if (!f.free || f.start >= end || f.start + f.len <= e->start)
+			continue;
+		memmove(&d->v[i], &d->v[i + 1], (--d->count - i) * sizeof(f));
+		i--;
+		if (f.start < e->start)
+			r = delta_add(d, f.start, e->start - f.start, true);
+		if (r == 0 && f.start + f.len > end)
+			r = delta_add(d, end, f.start + f.len - end, true);
+	}
+	return r;
+}
+
+int repair_bitmaps(struct volume *v)
+{
+	const struct volume_repair *rep = v->opt.repair;
+	struct tree *tr = &v->trees[TABLE_SPACE];
+	int r = 0;
+
+	if (!rep || !rep->bitmaps_anew) {
+		for (size_t i = 0; rep && i < rep->claims && r == 0; i++)
+			r = keep_used(&v->deltas, &rep->claim[i]);
+		return r;
+	}
 	tr->root = (struct ptr){0};
 	tr->level = 0;
 	tr->nodes = tr->items = 0;
 	/* What the journal took is owned, or else not in use. */
 	v->deltas.count = 0;
 	v->super.free_blks = put64(v->blocks);
+	return 0;
 }
 
 /* Where a lost neighbour that is kept is in the way, not yet. */
@@ -84,18 +113,39 @@ int repair_node_verify(const struct disk_node *d, size_t block_bytes,
 	return node_verify(d, block_bytes, d->table, d->level, &self, NULL);
 }
 
+static int claim(struct volume *v, uint64_t start, uint64_t len)
+{
+	int r = alloc_exact(v->alloc, start, len);
+
+	if (r == 0)
+		r = delta_add(&v->deltas, start, len, false);
+	if (r == 0)
+		atomic_fetch_sub(&v->free_blks, len);
+	return r;
+}
+
+/* Some of it is in use: that is what has just not been freed. */
+static int claim_rest(struct volume *v, const struct extent *e)
+{
+	int r = 0;
+
+	for (uint64_t b = e->start; b < e->start + e->len && r == 0; b++) {
+		r = claim(v, b, 1);
+		if (r == -EBUSY)
+			r = 0;
+	}
+	return r;
+}
+
 int repair_space(struct volume *v)
 {
 	const struct volume_repair *rep = v->opt.repair;
 	int r = 0;
 
 	for (size_t i = 0; rep && i < rep->claims && r == 0; i++) {
-		r = alloc_exact(v->alloc, rep->claim[i].start, rep->claim[i].len);
-		if (r == 0)
-			r = delta_add(&v->deltas, rep->claim[i].start,
-				      rep->claim[i].len, false);
-		if (r == 0)
-			atomic_fetch_sub(&v->free_blks, rep->claim[i].len);
+		r = claim(v, rep->claim[i].start, rep->claim[i].len);
+		if (r == -EBUSY)
+			r = claim_rest(v, &rep->claim[i]);
 	}
 	for (size_t i = 0; rep && i < rep->releases && r == 0; i++) {
 		r = alloc_defer(v->alloc, rep->release[i].start,

@@ -561,10 +561,10 @@ static int open_rw(struct volume *v, char *msg, size_t msg_len)
 	atomic_fetch_sub(&v->ring_free, (int64_t)(used * JOURNAL_UNIT));
 	v->written_seq = v->durable_seq = v->attested_seq = v->next_seq - 1;
 	r = reserve_init(v);
-	if (r)
-		goto out;
-	repair_bitmaps(v);
-	r = mmp_take(v, msg, msg_len);
+	if (r == 0)
+		r = repair_bitmaps(v);
+	if (r == 0)
+		r = mmp_take(v, msg, msg_len);
 	if (r == 0)
 		r = ring_ensure(v);
 	if (r == 0)

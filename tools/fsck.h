@@ -50,6 +50,7 @@ struct dir_rec {
 	uint64_t ino;
 	uint64_t parent;	/* as the inode says */
 	uint64_t from;		/* directory that has an entry for it */
+	uint64_t last;		/* the last one met that has */
 	uint32_t subdirs;
 	uint32_t round;		/* of the search for cycles that met it */
 	bool cycle;		/* it is among its own parents */

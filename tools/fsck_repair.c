@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 /* ---- keys ---------------------------------------------------------------------- */
 
@@ -295,6 +296,8 @@ static int lost_found_make(struct txn *t, struct inode *root, const char *name,
 	struct time_ns now = now_time();
 	struct attr a = {.mode = S_IFDIR | 0700,
 			 .nlink = 2,
+			 .uid = getuid(),
+			 .gid = getgid(),
 			 .parent = ROOT_INO,
 			 .next_index = 3,
 			 .atime = now,
@@ -310,7 +313,11 @@ static int lost_found_make(struct txn *t, struct inode *root, const char *name,
 	return ret;
 }
 
-/* An inode whose own item is lost; what else belongs to it is still there. */
+/*
+ * An inode whose own item is lost; what else belongs to it is still there. Whose
+ * it was is not known. Who repairs can read the whole image, so that it is his
+ * now shows him nothing new; and without root he could not have it from root.
+ */
 static int make_inode(struct fsck *f, const struct repair *r)
 {
 	struct time_ns now = now_time();
@@ -318,6 +325,8 @@ static int make_inode(struct fsck *f, const struct repair *r)
 	struct attr a = {.mode = (uint32_t)r->a,
 			 .size = r->b,
 			 .nlink = dir ? 2 : 1,
+			 .uid = getuid(),
+			 .gid = getgid(),
 			 .parent = dir ? ROOT_INO : 0,
 			 .next_index = dir ? FIRST_INDEX : 0,
 			 .atime = now,
@@ -656,12 +665,14 @@ static int open_for_repair(struct fsck *f, const struct runs *claim,
 
 /*
  * An inode without an entry may get the one back that an index still names:
- * so those come first, and lost+found takes what is left in the next round.
+ * so those come first, and lost+found takes what is left in the next round. Of a
+ * directory that is made anew they are not looked at before that.
  */
 static bool entries_come_back(const struct repairs *rs)
 {
 	for (size_t i = 0; i < rs->count; i++)
-		if (rs->v[i].kind == REPAIR_INDEX_ENTRY)
+		if (rs->v[i].kind == REPAIR_INDEX_ENTRY ||
+		    (rs->v[i].kind == REPAIR_INODE && S_ISDIR(rs->v[i].a)))
 			return true;
 	return false;
 }

@@ -45,6 +45,7 @@ struct search {
 	size_t leds, led_room;
 	struct stray **taken;		/* by table, the highest level first, then by key */
 	size_t takens;
+	struct blocks blind;		/* whole nodes without a leaf below them */
 };
 
 /* ---- what a node says ------------------------------------------------------------- */
@@ -67,13 +68,19 @@ static struct disk_ptr child_at(const struct disk_node *d, unsigned i)
 	return p;
 }
 
-/* Read the node that another points to; false: it is lost. */
+static bool is_set(const uint8_t *bits, uint64_t i)
+{
+	return bits && bits[i / 8] >> (i % 8) & 1;
+}
+
+/* Read the node that another points to; false: it is lost, or leads to no leaf. */
 static bool read_child(struct search *s, const struct disk_ptr *p, enum table t,
 		       unsigned level, struct disk_node *d)
 {
 	uint64_t block = get64(p->block);
 
-	if (!fsck_in_volume(s->f, block, 1))
+	if (!fsck_in_volume(s->f, block, 1) ||
+	    is_set(blocks_page(&s->blind, block / BLOCKS_PAGE), block % BLOCKS_PAGE))
 		return false;
 	fsck_read_all(s->f, d, s->size, 1, block << s->f->shift);
 	return !repair_node_verify(d, s->size, block) && get16(d->count) &&
@@ -84,7 +91,8 @@ static bool read_child(struct search *s, const struct disk_ptr *p, enum table t,
 /*
  * The lowest or highest key below a node. Above the leaves a first key may be
  * lower, or higher, than all there is, so the way goes down to the first leaf
- * there is, or the last.
+ * there is, or the last. Where there is none it is not looked for again: nodes that
+ * lead to the same ones many times would multiply, level by level.
  */
 static bool edge_key(struct search *s, const struct disk_node *d, bool high,
 		     uint8_t *key, uint16_t *klen)
@@ -92,7 +100,7 @@ static bool edge_key(struct search *s, const struct disk_node *d, bool high,
 	unsigned count = get16(d->count);
 	struct disk_node *below;
 	struct disk_item it;
-	bool found = false;
+	bool found = false, twice;
 
 	if (!d->level) {
 		const uint8_t *at = item_at(d, high ? count - 1 : 0, &it);
@@ -108,6 +116,8 @@ static bool edge_key(struct search *s, const struct disk_node *d, bool high,
 		found = read_child(s, &p, d->table, d->level - 1u, below) &&
 			edge_key(s, below, high, key, klen);
 	}
+	if (below && !found)	/* without memory it is just not noted */
+		(void)blocks_put(&s->blind, get64(d->self.block), 1, &twice);
 	free(below);
 	return found;
 }
@@ -179,11 +189,6 @@ static int look_at(struct search *s, uint64_t block, const struct disk_node *d)
 	    !edge_key(s, d, true, high_key, &high_len))
 		return 0;
 	return stray_add(s, d, &n, high_key, high_len);
-}
-
-static bool is_set(const uint8_t *bits, uint64_t i)
-{
-	return bits && bits[i / 8] >> (i % 8) & 1;
 }
 
 /* Blocks start .. start + n, but those that have an owner. */
@@ -451,7 +456,7 @@ int strays_find(struct fsck *f, bool (*wanted)(void *ctx, const struct found_nod
 	*out = NULL;
 	*count = 0;
 	s.keys = malloc(s.key_room);
-	if (piece && s.keys)
+	if (piece && s.keys && !blocks_init(&s.blind, f->blocks))
 		ret = f->bitmaps_lost ? look_by_birth(&s, piece) : look_in_use(&s, piece);
 	cli_progress_end();
 	if (!ret) {
@@ -466,5 +471,6 @@ int strays_find(struct fsck *f, bool (*wanted)(void *ctx, const struct found_nod
 	free(s.keys);
 	free(s.led);
 	free(s.taken);
+	blocks_fini(&s.blind);
 	return ret;
 }

@@ -150,6 +150,8 @@ static int inode_item(struct fsck *f, const uint8_t *val, size_t vlen)
 		if (!dir)
 			return -ENOMEM;
 		dir->parent = cur.a.parent;
+		if (dir->last == dir->parent)	/* the true one of two */
+			dir->from = dir->last;
 	}
 	cur.odd = !mode_known(cur.a.mode);
 	if (cur.odd) {

@@ -42,6 +42,7 @@ static int count_link(struct fsck *f, uint64_t dir, uint64_t ino, uint8_t type)
 	/* where there are two, the one that its inode names is the true one */
 	if (!d->from || (r->flags & INO_SEEN && d->parent == dir))
 		d->from = dir;
+	d->last = dir;
 	r = ino_need(&f->inodes, dir);
 	d = r ? dir_need(&f->inodes, r) : NULL;
 	if (!d)

@@ -125,11 +125,8 @@ static int wait_free(const char *image, struct patience *p)
 {
 	p->nap = 1000;
 	for (;;) {
-		struct image *im;
-		int ret = image_open(image, IMAGE_READ, &im);
+		int ret = image_released(image);
 
-		if (!ret)
-			image_close(im);
 		if (ret != -EBUSY)
 			return ret;
 		if (!nap(p))

@@ -31,6 +31,9 @@
  *   child TABLE N BLOCK              let the Nth pointer of the lowest inner node
  *                                    lead to another block
  *   child-swap TABLE N M             let two of them change places
+ *   blind LEVELS                     whole nodes in the last blocks, to which nobody
+ *                                    leads; each leads to the next one below it many
+ *                                    times, the lowest to nothing
  *   bitmap N                         spoil a bitmap
  *   space N FIELD VALUE              block free csum, of a bitmap's item; in
  *                                    place, in the node
@@ -48,6 +51,8 @@
  *   rewrite NAME N K M               a file of N / K blocks, each written K times,
  *                                    each time durable in the journal, a checkpoint
  *                                    after each M, and a crash
+ *   freed PATH BLK                   the journal frees the run's blocks, but it stays
+ *                                    in the map; and a crash
  *   truncate BYTES                   of the image
  *
  * These break nothing, but fail if it is not so, or print:
@@ -890,6 +895,45 @@ static void spoil_group(unsigned n)
 	spoil(off + sizeof(g));
 }
 
+static void make_blind(unsigned levels)
+{
+	enum { WIDTH = 60 };
+	struct disk_ptr below = {0};
+	struct disk_super s;
+	unsigned slot;
+	char msg[100];
+	uint64_t block;
+	size_t size;
+
+	must("super", super_load(im, &s, &slot, msg, sizeof(msg)));
+	size = (size_t)1 << get32(s.block_shift);
+	block = get64(s.blocks) - 1;
+	for (unsigned l = 1; l <= levels; l++) {
+		struct disk_item it = {put16(17), put16(sizeof(below))};
+		size_t bytes = sizeof(it) + 17 + sizeof(below), heap = size;
+		struct disk_node *d = calloc(1, size);
+
+		d->magic = put32(NODE_MAGIC);
+		d->level = (uint8_t)l;
+		d->count = put16(WIDTH);
+		d->self = (struct disk_ptr){put64(--block), put64(l), s.gen};
+		for (unsigned i = 0; i < WIDTH; i++) {
+			uint8_t *at = (uint8_t *)d + (heap -= bytes);
+			struct key k = num_key(ROOT_INO + i, KEY_MAP, 0);
+
+			((le16 *)(d + 1))[i] = put16((uint16_t)heap);
+			memcpy(at, &it, sizeof(it));
+			memcpy(at + sizeof(it), k.b, k.len);
+			memcpy(at + sizeof(it) + k.len, &below, sizeof(below));
+		}
+		d->heap = put16((uint16_t)heap);
+		d->csum = put64(checksum(d, size));
+		must("write", image_pwrite(im, d, size, block * size));
+		below = d->self;
+		free(d);
+	}
+}
+
 static void make_dirty(unsigned n)
 {
 	static const struct volume_repair none;
@@ -936,6 +980,30 @@ static void rewrite(const char *name, unsigned n, unsigned k, unsigned m)
 			must("checkpoint", volume_checkpoint(v));
 	}
 	done(ip);
+	volume_abandon(v);
+	image_close(im);
+}
+
+static void freed(const char *file, uint64_t blk)
+{
+	static const struct volume_repair none;
+	uint8_t val[VALUE_MAX];
+	struct inode *ip;
+	struct txn *x;
+	struct key k;
+	size_t len;
+
+	open_with(&none, false);
+	k = num_key(ino_of(file), KEY_MAP, blk);
+	item_get(TABLE_FILES, &k, val, sizeof(val), &len);
+	must(file, inode_get(v, ino_of(file), &ip));
+	rwlock_write(&ip->lock);
+	must("begin", txn_begin(v, TXN_NORMAL, &x));
+	must("cut", map_cut(x, ip, blk, blk + map_len((void *)val)));
+	must("commit", txn_commit(x));
+	done(ip);
+	item_put(TABLE_FILES, &k, val, len);
+	must("sync", volume_sync(v));
 	volume_abandon(v);
 	image_close(im);
 }
@@ -1213,6 +1281,8 @@ static bool image_command(const char *c, int n, char **a)
 		super_field(slot, a[1], n > 2 ? a[2] : "0");
 	} else if (!strcmp(c, "group") && n == 1) {
 		spoil_group((unsigned)number(a[0]));
+	} else if (!strcmp(c, "blind") && n == 1) {
+		make_blind((unsigned)number(a[0]));
 	} else if (!strcmp(c, "truncate") && n == 1) {
 		must("truncate", im->ops->resize(im, number(a[0])));
 	} else {
@@ -1245,6 +1315,10 @@ int main(int argc, char **argv)
 	if (!strcmp(c, "rewrite") && argc == 4) {
 		rewrite(argv[0], (unsigned)number(argv[1]),
 			(unsigned)number(argv[2]), (unsigned)number(argv[3]));
+		return 0;
+	}
+	if (!strcmp(c, "freed") && argc == 2) {
+		freed(argv[0], number(argv[1]));
 		return 0;
 	}
 	if (!strcmp(c, "busy") && argc == 2) {

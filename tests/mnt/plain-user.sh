@@ -13,11 +13,12 @@ if [ "$(id -u)" = 0 ] && [ -z "${PLAIN:-}" ]; then
 	# the programs may lie where nobody may not look
 	chmod 755 "$work"
 	mkdir "$work/bin" "$work/home"
-	cp "$bin"/* "$work/bin"
+	cp "$bin"/* "$helpers/../fsck/damage" "$work/bin"
 	cp "$0" "$top/tests/mnt/lib.sh" "$work/bin"
 	chown nobody "$work/home"
 	status=0
 	PLAIN=1 SEED=$seed TMPDIR=$work/home SPACEWEAVE_BIN=$work/bin HOME=$work/home \
+		SPACEWEAVE_DAMAGE=$work/bin/damage \
 		setpriv --reuid=nobody --regid="$(id -g nobody)" --clear-groups \
 		bash "$work/bin/$(basename "$0")" || status=$?
 	exit $status
@@ -94,6 +95,21 @@ fsck.spaceweave -fy "$image" >/dev/null 2>err || status=$?
 same "$status" 8 "fsck -y without permission"
 chmod 644 "$image"
 expect 0 fsck.spaceweave -fp "$image" >/dev/null
+
+# what is rescued is for who rescued it
+damage=${SPACEWEAVE_DAMAGE:-$helpers/../fsck/damage}
+"$damage" "$image" inode-del /hard
+"$damage" "$image" index-del / a
+"$damage" "$image" dirent-del / a
+expect 1 fsck.spaceweave -fy "$image" >/dev/null
+start
+same "$(stat -c '%u %a' "$mnt/hard")" "$me 600" "a file whose inode was lost"
+same "$(cat "$mnt/hard" | tr -d '\0')" hello
+same "$(stat -c %u "$mnt/lost+found")" "$me" "owner of lost+found"
+ls "$mnt"/lost+found/*/b >/dev/null || fail "lost+found is not for its owner"
+stop
+check
+
 # a device that is not ours, a directory that is not ours
 status=0
 mount.spaceweave "$image" / 2>err || status=$?

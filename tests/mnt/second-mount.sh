@@ -149,6 +149,12 @@ spaceweave umount "$mnt"
 if is_mounted "$mnt"; then fail "a dead mount cannot be unmounted"; fi
 check
 
+# killed while its heart beat: another host would wait two minutes, umount does not
+mkfs.spaceweave -q "$work/beats" 16M
+mount.spaceweave "$work/beats" "$mnt" -o heartbeat=60
+kill -KILL "$(daemon_pid "$work/beats")"
+expect 0 timeout 60 spaceweave umount -t 5 "$mnt"
+
 # relative names work from wherever umount is called
 cd "$work"
 mount.spaceweave image mnt
