@@ -424,6 +424,9 @@ static int evict(struct volume *v, uint64_t ino)
 		r = -ESTALE;
 	else if (ip->a.nlink)
 		r = -EBUSY;
+	/* An intent must not outlive its inode: no volume opens with one that does. */
+	if (r == 0)
+		r = map_finish(v, ip);
 	while (r == 0 && !done)
 		r = evict_step(v, ip, &done);
 	if (done)
