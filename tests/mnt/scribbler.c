@@ -302,6 +302,9 @@ static bool failed(struct thread *t, const char *what)
 {
 	int err = errno;
 
+	/* What was lost for want of space may not have been told yet. */
+	if (err == EDOM && (fsync(t->fd[0]) || fsync(t->fd[1])))
+		err = errno;
 	if (err == ENOSPC)
 		return lost(t);
 	if (!is_gone(t))
@@ -410,12 +413,16 @@ static bool step(struct thread *t)
 	if (what < 40)
 		return synced(t, f);
 	if (what < 41) {
-		for (unsigned i = 0; i < FILES; i++) {
-			close(t->direct[i]);
-			if (close(t->fd[i]))
-				return failed(t, "close");
-		}
-		return open_files(t) || failed(t, "open");
+		int err = 0;
+
+		/* Who closes first is told of what was lost. */
+		for (unsigned i = 0; i < FILES; i++)
+			if (close(t->direct[i]) | close(t->fd[i]))
+				err = errno;
+		if (!open_files(t))
+			return failed(t, "open");
+		errno = err;
+		return !err || failed(t, "close");
 	}
 	switch (op.kind) {
 	case DIRECT:
