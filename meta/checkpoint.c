@@ -63,7 +63,7 @@ static void freeze(void *ctx)
 	v->riding = (struct held_list){0};
 	ck->node_frees = v->node_frees;
 	v->node_frees = (struct deltas){0};
-	pool_freeze(v);
+	pool_freeze_locked(v);
 }
 
 /* ---- nodes ------------------------------------------------------------------------ */

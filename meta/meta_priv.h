@@ -487,10 +487,10 @@ int delta_add_own(struct deltas *d, uint64_t start, uint64_t len, bool free);
 /* These blocks are taken or freed: what bitmaps change with that in this generation? */
 void pool_changed_locked(struct volume *v, uint64_t start, uint64_t len, bool free);
 /* The generation ends; and its bitmaps have their blocks. */
-void pool_freeze(struct volume *v);
+void pool_freeze_locked(struct volume *v);
 void pool_written_locked(struct volume *v);
 /* What of the pool is not for this spender's nodes. */
-uint64_t pool_keep_locked(const struct volume *v, enum spend spend);
+uint64_t pool_leave_locked(const struct volume *v, enum spend spend);
 /* Has it blocks for the bitmaps that have changed? -EAGAIN: not without a
  * checkpoint, for the host is full. */
 int pool_back(struct volume *v);
@@ -610,6 +610,7 @@ int space_write(struct volume *v, const struct deltas *changes,
 /* Bitmap block `index` as last written, verified; zeroes where there is none. */
 int space_read(struct volume *v, uint64_t index, void *bits, bool *exists);
 uint64_t space_per_bitmap(const struct volume *v);
+uint64_t space_bitmaps(const struct volume *v);
 /* How many bitmaps there are not: of stretches where nothing is in use. */
 uint64_t space_absent_locked(const struct volume *v);
 int space_discard(struct volume *v, uint64_t start, uint64_t len);

@@ -54,7 +54,7 @@ static uint64_t clamp(uint64_t n, uint64_t min, uint64_t max)
 
 int reserve_init(struct volume *v)
 {
-	uint64_t per = space_per_bitmap(v), bitmaps = (v->blocks + per - 1) / per;
+	uint64_t bitmaps = space_bitmaps(v);
 	uint64_t own = clamp(v->blocks / 128, clamp(v->blocks / 4, 64, 96), 4096);
 
 	v->pool_floor = clamp(own / 3, 0, 256);
@@ -385,7 +385,7 @@ static uint64_t pool_most(const struct volume *v)
 {
 	uint64_t most = v->pool_floor + (v->blocks / 64 < POOL_BATCH ? v->blocks / 64
 								     : POOL_BATCH);
-	uint64_t back = pool_keep_locked(v, SPEND_FREEING) + v->pool_floor / 2;
+	uint64_t back = pool_leave_locked(v, SPEND_FREEING) + v->pool_floor / 2;
 
 	return most > back ? most : back;
 }
@@ -474,12 +474,10 @@ void pool_changed_locked(struct volume *v, uint64_t start, uint64_t len, bool fr
 			atomic_fetch_add(&v->changed_maps, 1);
 }
 
-/* With the commit lock: a generation ends. Its bitmaps are still to be written. */
-void pool_freeze(struct volume *v)
+/* A generation ends. Its bitmaps are still to be written. */
+void pool_freeze_locked(struct volume *v)
 {
-	uint64_t per = space_per_bitmap(v), all = (v->blocks + per - 1) / per;
-
-	memset(v->changed, 0, (all + 63) / 64 * sizeof(*v->changed));
+	memset(v->changed, 0, (space_bitmaps(v) + 63) / 64 * sizeof(*v->changed));
 	v->changed_before = atomic_exchange(&v->changed_maps, 0);
 	atomic_store(&v->back_at, v->pool_floor / 4);
 }
@@ -493,7 +491,7 @@ static uint64_t back_want(const struct volume *v, uint64_t more)
 	return n + (n < leaves ? n : leaves) + 4;
 }
 
-/* With the commit lock: they are. */
+/* They are. */
 void pool_written_locked(struct volume *v)
 {
 	uint64_t want, least = v->pool_floor / 2;
@@ -506,7 +504,7 @@ void pool_written_locked(struct volume *v)
 		v->backed = least;
 }
 
-uint64_t pool_keep_locked(const struct volume *v, enum spend spend)
+uint64_t pool_leave_locked(const struct volume *v, enum spend spend)
 {
 	uint64_t want = back_want(v, 0);
 

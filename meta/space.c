@@ -24,10 +24,16 @@ uint64_t space_per_bitmap(const struct volume *v)
 	return 8ull * v->block_bytes;
 }
 
+uint64_t space_bitmaps(const struct volume *v)
+{
+	uint64_t per = space_per_bitmap(v);
+
+	return (v->blocks + per - 1) / per;
+}
+
 uint64_t space_absent_locked(const struct volume *v)
 {
-	uint64_t per = space_per_bitmap(v), all = (v->blocks + per - 1) / per;
-	uint64_t have = v->trees[TABLE_SPACE].items;
+	uint64_t have = v->trees[TABLE_SPACE].items, all = space_bitmaps(v);
 
 	return have < all ? all - have : 0;
 }

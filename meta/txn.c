@@ -756,7 +756,7 @@ static int prepare_locked(struct volume *v, const struct disk_jitem *ji,
 	    deltas_room(&v->space_frees, room) ||
 	    deltas_room(&v->dropped, room) || pool_room_locked(v, room))
 		return -ENOMEM;
-	keep = pool_keep_locked(v, spend);
+	keep = pool_leave_locked(v, spend);
 	if (!v->readonly && v->pool_blks < need.nodes + keep) {
 		*blocks = need.nodes + keep - v->pool_blks;
 		return -ENOBUFS;
